@@ -1,0 +1,44 @@
+"""A generic, thread-safe pool of any resource, for FastAPI: fair, cancel-safe, visible."""
+
+from .errors import (
+    HookTimeout,
+    NotLeased,
+    PoolClosed,
+    PoolConfigError,
+    PoolError,
+    PoolTimeout,
+    ResourceUnavailable,
+    TooManyWaiting,
+    WrongEventLoop,
+)
+from .lease import Lease
+from .manager import ResourceManager
+from .metrics import PoolCollector
+from .middleware import PoolMiddleware
+from .pool import ConnectionPool
+from .provider import Leased, Pooled, install_pools, pool_lifespan
+from .stats import Histogram, Holder, PoolStats
+
+__all__ = [
+    "ConnectionPool",
+    "Histogram",
+    "Holder",
+    "HookTimeout",
+    "Lease",
+    "Leased",
+    "NotLeased",
+    "PoolClosed",
+    "PoolCollector",
+    "PoolConfigError",
+    "PoolError",
+    "PoolMiddleware",
+    "PoolStats",
+    "PoolTimeout",
+    "Pooled",
+    "ResourceManager",
+    "ResourceUnavailable",
+    "TooManyWaiting",
+    "WrongEventLoop",
+    "install_pools",
+    "pool_lifespan",
+]

@@ -1,0 +1,222 @@
+"""Hooks: where and for how long a user's `create`, `check`, `change` and `clean` run."""
+
+import inspect
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Generic
+
+import anyio
+import anyio.to_thread
+
+from ._policy import Policy
+from .errors import HookTimeout, PoolConfigError
+from .manager import ResourceManager, T
+
+Create = Callable[[], T | Awaitable[T]]
+Check = Callable[[T], bool | None | Awaitable[bool | None]]
+Act = Callable[[T], object]
+
+# Threads that hooks may occupy at once, beyond FastAPI's own 40 for sync endpoints.
+MOST_THREADS = 40
+
+EXAMPLES = {
+    "create": "create=lambda: connect(...)",
+    "check": "check=lambda conn: conn.is_usable()",
+    "change": "change=lambda conn: conn.reset()",
+    "clean": "clean=lambda conn: conn.close()",
+}
+
+
+class Hooks(Generic[T]):
+    """Calls hooks: `async def` in the loop, `def` on a worker thread or inline."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        create: Create[T],
+        check: Check[T] | None,
+        change: Act[T] | None,
+        clean: Act[T] | None,
+        blocking: bool,
+    ) -> None:
+        self._policy = policy
+        self._hooks: dict[str, Callable[..., Any] | None] = {
+            "create": create,
+            "check": check,
+            "change": change,
+            "clean": clean,
+        }
+        for name, hook in self._hooks.items():
+            if hook is not None:
+                self._validate(name, hook)
+        self._async = {name for name, hook in self._hooks.items() if hook is not None and _is_async(hook)}
+        self._blocking = blocking
+        self._limiter: anyio.CapacityLimiter | None = None
+        self._may_await = True
+        # Whether resources belong to the loop: a hook is async, or what a `def` hook returned was awaited.
+        self.are_async = bool(self._async)
+
+    @property
+    def has_check(self) -> bool:
+        """Whether a free resource has to be checked."""
+        return self._hooks["check"] is not None
+
+    @property
+    def has_change(self) -> bool:
+        """Whether a resource that comes back has to be changed."""
+        return self._hooks["change"] is not None
+
+    def _validate(self, name: str, hook: object) -> None:
+        if not callable(hook):
+            msg = f"pool {self._policy.name!r}: {name} must be callable, as {EXAMPLES[name]}; got {type(hook).__name__}"
+            raise PoolConfigError(msg)
+        arguments = () if name == "create" else (None,)
+        try:
+            signature = inspect.signature(hook)
+        except (TypeError, ValueError):  # a built-in without a signature
+            return
+        try:
+            signature.bind(*arguments)
+        except TypeError:
+            takes = "no argument" if name == "create" else "one argument, the resource"
+            msg = (
+                f"pool {self._policy.name!r}: {name} is called with {takes}, "
+                f"but its signature is {signature}; write {EXAMPLES[name]}"
+            )
+            raise PoolConfigError(msg) from None
+
+    def must_be_awaited(self) -> PoolConfigError:
+        """Say that async hooks need an event loop to be opened in."""
+        which = ", ".join(sorted(self._async)) or "what a hook returns"
+        return PoolConfigError(
+            f"pool {self._policy.name!r}: {which} must be awaited, but the pool is opened from a plain thread. "
+            "Open it with `async with`, or use hooks and a driver that are not async"
+        )
+
+    def enter_loop(self, *, may_await: bool) -> None:
+        """Get ready for the loop in which the pool is being opened."""
+        self._may_await = may_await
+        self._limiter = None  # belongs to a loop
+
+    async def create(self, on_late: Callable[[T], None]) -> T:
+        """Make a resource; one that a thread finishes too late is handed to `on_late`.
+
+        Raises:
+            HookTimeout: If it takes longer than `hook_timeout`.
+            PoolConfigError: If it returns None.
+        """
+        delivery = _Delivery(on_late)
+        hook = self._hooks["create"]
+        assert hook is not None  # noqa: S101 - for the type checker: create is required
+        try:
+            resource: T = await self._call("create", delivery.wrap(hook) if self._on_thread("create") else hook)
+        except BaseException:
+            delivery.refuse()
+            raise
+        if resource is None:
+            msg = f"pool {self._policy.name!r}: create returned None; return the resource, as {EXAMPLES['create']}"
+            raise PoolConfigError(msg)
+        return resource
+
+    async def check(self, resource: T) -> bool:
+        """Say whether a resource may be used; raises what the hook raises."""
+        hook = self._hooks["check"]
+        if hook is None:
+            return True
+        verdict = await self._call("check", partial(hook, resource))
+        return verdict is None or bool(verdict)
+
+    async def change(self, resource: T) -> None:
+        """Make a resource ready for its next user; raises what the hook raises."""
+        if (hook := self._hooks["change"]) is not None:
+            await self._call("change", partial(hook, resource))
+
+    async def clean(self, resource: T) -> None:
+        """Destroy a resource; raises what the hook raises."""
+        if (hook := self._hooks["clean"]) is not None:
+            await self._call("clean", partial(hook, resource))
+
+    def _on_thread(self, name: str) -> bool:
+        return self._blocking and name not in self._async
+
+    async def _call(self, name: str, hook: Callable[[], Any]) -> Any:
+        with anyio.move_on_after(self._policy.hook_timeout) as scope:
+            if self._on_thread(name):
+                result = await anyio.to_thread.run_sync(hook, abandon_on_cancel=True, limiter=self._threads())
+            else:
+                result = hook()
+            if inspect.isawaitable(result):
+                if not self._may_await:
+                    _dispose(result)
+                    raise self.must_be_awaited()
+                self.are_async = True
+                result = await result
+            return result
+        assert scope.cancelled_caught  # noqa: S101 - the only other way out of the block
+        msg = f"pool {self._policy.name!r}: {name} took longer than hook_timeout={self._policy.hook_timeout:g} s"
+        raise HookTimeout(msg)
+
+    def _threads(self) -> anyio.CapacityLimiter:
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(MOST_THREADS)
+        return self._limiter
+
+
+class _Delivery(Generic[T]):
+    """Sees to it that what a thread creates reaches the pool or, too late, `on_late`."""
+
+    def __init__(self, on_late: Callable[[T], None]) -> None:
+        self._on_late = on_late
+        self._lock = threading.Lock()  # protects the two below
+        self._refused = False
+        self._created: list[T] = []
+
+    def wrap(self, hook: Callable[[], T]) -> Callable[[], T]:
+        """Have `hook` report what it made."""
+
+        def call() -> T:
+            resource = hook()
+            with self._lock:
+                late = self._refused
+                self._created.append(resource)
+            if late:
+                self._turn_away(resource)
+            return resource
+
+        return call
+
+    def refuse(self) -> None:
+        """Take nothing any more; what is there already nobody has seen."""
+        with self._lock:
+            self._refused = True
+            created = list(self._created)
+        for resource in created:
+            self._turn_away(resource)
+
+    def _turn_away(self, resource: T) -> None:
+        if inspect.iscoroutine(resource):  # not awaited, so nothing was made
+            _dispose(resource)
+        elif resource is not None:
+            self._on_late(resource)
+
+
+def _dispose(awaitable: Awaitable[Any]) -> None:
+    with suppress(AttributeError, RuntimeError):
+        awaitable.close()  # type: ignore[attr-defined] # a coroutine: it must not warn that nobody awaited it
+
+
+def _is_async(hook: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004
+
+
+def hooks_of(manager: ResourceManager[T]) -> dict[str, Any]:
+    """Return a manager's hooks by name; None for those that it did not override."""
+    return {
+        name: getattr(manager, name)
+        if name == "create" or getattr(type(manager), name) is not getattr(ResourceManager, name)
+        else None
+        for name in EXAMPLES
+    }

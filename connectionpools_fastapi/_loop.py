@@ -1,0 +1,131 @@
+"""Loop: the event loop that a pool's own tasks run in, asyncio's or trio's.
+
+Both offer the same few things: start a task, wait in one, set a timer. Everything above
+this module is the same for both.
+"""
+
+import asyncio
+import contextvars
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from ._waiters import AsyncioWaiter, TaskWaiter
+from .manager import T
+
+Job = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Timer(Protocol):
+    """Something that will happen unless it is cancelled."""
+
+    def cancel(self) -> None:
+        """Let it not happen."""
+
+
+class Loop(ABC):
+    """One event loop. `spawn` and `call_soon` raise RuntimeError once it has ended."""
+
+    @abstractmethod
+    def is_here(self) -> bool:
+        """Whether the calling code runs in this loop."""
+
+    @abstractmethod
+    def has_ended(self) -> bool:
+        """Whether nothing can run in this loop any more."""
+
+    @abstractmethod
+    def spawn(self, job: Job) -> None:
+        """Start a task of the pool's own, without the caller's context; from any thread."""
+
+    @abstractmethod
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Call something in this loop; from any thread."""
+
+    @abstractmethod
+    def run(self, job: Job) -> None:
+        """Run a task in this loop and wait for it, in a thread that is not the loop's own."""
+
+    @abstractmethod
+    def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
+        """Call something after `delay` seconds; from this loop only."""
+
+
+class AsyncioLoop(Loop):
+    """A loop of asyncio, uvloop's among them."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself only keeps weak references
+
+    def is_here(self) -> bool:
+        return asyncio._get_running_loop() is self._loop
+
+    def has_ended(self) -> bool:
+        return self._loop.is_closed()
+
+    def spawn(self, job: Job) -> None:
+        if self.is_here():
+            self._start(job)
+        else:
+            self._loop.call_soon_threadsafe(self._start, job)
+
+    def _start(self, job: Job) -> None:
+        task = self._loop.create_task(job(), context=contextvars.Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        self._loop.call_soon_threadsafe(call)
+
+    def run(self, job: Job) -> None:
+        asyncio.run_coroutine_threadsafe(job(), self._loop).result()
+
+    def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
+        return self._loop.call_later(delay, call, context=contextvars.Context())
+
+
+class PrivateLoop(AsyncioLoop):
+    """A loop of asyncio in a thread of its own, for a pool that is opened outside of any."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(asyncio.new_event_loop())
+        # A daemon: a pool that nobody closed must not keep the process from ending.
+        self._thread = threading.Thread(target=self._run, name=f"pool {name}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.get_loop().run_forever()
+
+    def stop(self) -> None:
+        """End the loop and its thread."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+
+
+def _in_trio() -> bool:
+    # Looked up and not imported: where nobody imported trio, nobody runs it.
+    trio = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_task()
+
+
+def current_loop() -> Loop | None:
+    """Return the loop that runs the calling code; None in a plain thread."""
+    if _in_trio():
+        from ._trio import TrioLoop  # noqa: PLC0415 - trio is not a dependency
+
+        return TrioLoop()
+    running = asyncio._get_running_loop()
+    return None if running is None else AsyncioLoop(running)
+
+
+def task_waiter() -> TaskWaiter[T]:
+    """Return a new waiter for the running task, whichever library runs it."""
+    if _in_trio():
+        from ._trio import TrioWaiter  # noqa: PLC0415 - trio is not a dependency
+
+        return TrioWaiter()
+    return AsyncioWaiter(asyncio.get_running_loop())

@@ -1,0 +1,63 @@
+"""Policy: the numbers a user sets, with their defaults and their validation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import PoolConfigError
+
+Reuse = Literal["lifo", "fifo"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What a pool may do and for how long; see `ConnectionPool` for each field."""
+
+    name: str = "default"
+    limit: int = 10
+    min_free: int = 0
+    timeout: float | None = 5.0
+    max_waiting: int | None = None
+    max_creating: int = 8
+    check_after: float = 1.0
+    hook_timeout: float = 10.0
+    close_timeout: float = 10.0
+    reuse: Reuse = "lifo"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            msg = f"a pool's name must be a string that is not empty, as name='db'; got {self.name!r}"
+            raise PoolConfigError(msg)
+        self._whole("limit", at_least=1, hint="it is the most resources that may exist at once")
+        self._whole("min_free", at_least=0, hint="0 creates on demand")
+        self._whole("max_creating", at_least=1, hint="it is how many `create` may run at once")
+        if self.max_waiting is not None:
+            self._whole("max_waiting", at_least=0, hint="None lets any number queue")
+        if self.min_free > self.limit:
+            msg = f"pool {self.name!r}: min_free={self.min_free} is above limit={self.limit}; lower it or raise limit"
+            raise PoolConfigError(msg)
+        if self.timeout is not None:
+            self._seconds("timeout", hint="0 never waits, None waits for ever")
+        self._seconds("check_after", hint="0 checks before every reuse")
+        self._seconds("hook_timeout", hint="it limits each call of a hook", positive=True)
+        self._seconds("close_timeout", hint="0 waits for nobody")
+        if self.reuse not in ("lifo", "fifo"):
+            msg = f'pool {self.name!r}: reuse={self.reuse!r} is unknown; write reuse="lifo" or reuse="fifo"'
+            raise PoolConfigError(msg)
+
+    def _whole(self, field: str, *, at_least: int, hint: str) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+            kind = "positive whole number" if at_least else "whole number that is not negative"
+            msg = f"pool {self.name!r}: {field} must be a {kind}, got {value!r} ({hint})"
+            raise PoolConfigError(msg)
+
+    def _seconds(self, field: str, *, hint: str, positive: bool = False) -> None:
+        self.check_seconds(field, getattr(self, field), hint=hint, positive=positive)
+
+    def check_seconds(self, field: str, value: object, *, hint: str, positive: bool = False) -> None:
+        """Refuse what is not a duration: no number, negative, or not a number at all (NaN)."""
+        valid = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+        if not valid or (positive and value == 0):
+            kind = "positive number" if positive else "number that is not negative"
+            msg = f"pool {self.name!r}: {field} must be a {kind} of seconds, got {value!r} ({hint})"
+            raise PoolConfigError(msg)

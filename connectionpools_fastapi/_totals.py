@@ -1,0 +1,36 @@
+"""Totals: what happened in a pool since it was made."""
+
+from collections.abc import Iterable
+
+from .stats import CREATE_BOUNDS, USE_BOUNDS, WAIT_BOUNDS, Histogram, Recorder
+
+
+class Totals:
+    """Counters that are changed under the pool's lock; slots keep those of their uses themselves."""
+
+    def __init__(self) -> None:
+        self.timeouts = 0
+        self.withdrawals = 0
+        self.create_failures = 0
+        self.cleans = 0
+        self.clean_failures = 0
+        self.detached = 0
+        self.refusals = {"closed": 0, "full": 0, "unavailable": 0}
+        self.discards = {"check": 0, "change": 0, "discarded": 0, "expired": 0}
+        self.wait = Recorder(WAIT_BOUNDS)
+        self.create = Recorder(CREATE_BOUNDS)
+        self.past_use = Recorder(USE_BOUNDS)
+
+    def use_by(self, recorders: Iterable[Recorder]) -> Histogram:
+        """Add up the uses of the slots that are and of those that were."""
+        total = Recorder(USE_BOUNDS)
+        total.add(self.past_use)
+        for recorder in recorders:
+            total.add(recorder)
+        return total.snapshot()
+
+    def wait_of(self, acquires: int) -> Histogram:
+        """Add to those who waited the others, whom nobody counts as they pass."""
+        waited = self.wait.snapshot()
+        at_once = acquires - waited.count
+        return Histogram(waited.bounds, (waited.counts[0] + at_once, *waited.counts[1:]), waited.sum)

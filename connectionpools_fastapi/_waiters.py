@@ -1,0 +1,84 @@
+"""Waiter: one parked caller, granted or failed once, from any thread.
+
+A decision of the pool sets `slot` or `error` (or neither, where there is nothing to say)
+under the pool's lock, and `wake` is called once after the lock is released.
+"""
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Generic
+
+from .errors import PoolError
+from .manager import T
+
+if TYPE_CHECKING:
+    from ._slot import Slot
+
+
+class Waiter(Generic[T]):
+    """What the pool knows of a parked caller."""
+
+    __slots__ = ("asked_at", "deadline", "error", "slot", "waited")
+
+    def __init__(self) -> None:
+        self.asked_at = 0.0
+        self.deadline: float | None = None
+        self.waited = 0.0
+        self.slot: Slot[T] | None = None
+        self.error: PoolError | None = None
+
+    def wake(self) -> None:
+        """Let the caller go on; may be called from any thread, without the pool's lock."""
+        raise NotImplementedError
+
+
+class TaskWaiter(Waiter[T]):
+    """A parked task of any event loop."""
+
+    __slots__ = ()
+
+    async def wait(self) -> None:
+        """Park until `wake`; may be cancelled, then `slot` says whether a grant was faster."""
+        raise NotImplementedError
+
+
+class AsyncioWaiter(TaskWaiter[T]):
+    """A task of asyncio: a bare future, the fastest there is (measured, see the benchmarks)."""
+
+    __slots__ = ("_future", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._loop = loop
+        self._future: asyncio.Future[None] = loop.create_future()
+
+    async def wait(self) -> None:
+        await self._future
+
+    def wake(self) -> None:
+        if asyncio._get_running_loop() is self._loop:
+            self._resolve()
+        else:
+            self._loop.call_soon_threadsafe(self._resolve)
+
+    def _resolve(self) -> None:
+        if not self._future.done():  # a cancelled caller finds its grant in `slot`
+            self._future.set_result(None)
+
+
+class ThreadWaiter(Waiter[T]):
+    """A plain thread: a lock held from the start is the cheapest event that has a timeout."""
+
+    __slots__ = ("_parked",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parked = threading.Lock()
+        self._parked.acquire()
+
+    def wait(self, timeout: float | None) -> bool:
+        """Park until `wake`, or for `timeout` seconds; False if these went by."""
+        return self._parked.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+
+    def wake(self) -> None:
+        self._parked.release()

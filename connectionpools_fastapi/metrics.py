@@ -1,0 +1,136 @@
+"""Metrics: stats of pools as Prometheus text, OpenMetrics or JSON."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import accumulate
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from .pool import ConnectionPool
+from .stats import Histogram, PoolStats
+
+PREFIX = "connectionpool"
+
+
+class PoolCollector(Collector):
+    """Turns the stats of pools into metrics at each scrape; nothing is counted twice.
+
+    Register it where you want it: `REGISTRY.register(PoolCollector([db]))` adds the pools
+    to the metrics that an application exports already.
+    """
+
+    def __init__(self, pools: Iterable[ConnectionPool[Any]]) -> None:
+        """Keep the pools.
+
+        Args:
+            pools: The pools to report on; read anew at each scrape.
+        """
+        self._pools = pools
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: a registry then need not collect in order to register."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of all pools. From any thread.
+
+        Yields:
+            One family a metric, each with one series a pool or more.
+        """
+        every = [pool.stats() for pool in self._pools]
+        yield from _gauges(every)
+        yield from _counters(every)
+        yield from _histograms(every)
+
+
+def render(pools: Iterable[ConnectionPool[Any]], accept: str = "") -> tuple[bytes, str]:
+    """Render the metrics of pools as a scraper asks for them. From any thread.
+
+    Args:
+        pools: The pools.
+        accept: The request's Accept header; Prometheus text where it names nothing better.
+
+    Returns:
+        The body and its content type.
+    """
+    if _prefers_json(accept):
+        return json.dumps({"pools": [asdict(pool.stats()) for pool in pools]}).encode(), "application/json"
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(PoolCollector(pools))  # type: ignore[no-untyped-call] # unannotated there
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+def _prefers_json(accept: str) -> bool:
+    for item in accept.split(","):
+        kind = item.partition(";")[0].strip()
+        if kind == "application/json":
+            return True
+        if kind in ("text/plain", "application/openmetrics-text", "text/*", "*/*"):
+            return False
+    return False
+
+
+def _gauges(every: list[PoolStats]) -> Iterator[Metric]:
+    resources = GaugeMetricFamily(f"{PREFIX}_resources", "Resources by state.", labels=["pool", "state"])
+    for stats in every:
+        for state in ("free", "taken", "creating", "cleaning"):
+            resources.add_metric([stats.name, state], getattr(stats, state))
+    yield resources
+    for name, text, value in (
+        ("limit", "The most resources that may exist at once.", lambda stats: stats.limit),
+        ("waiting", "Callers in the queue.", lambda stats: stats.waiting),
+        ("open", "1 while the pool is open.", lambda stats: stats.status == "open"),
+        ("failing", "1 while the last create failed.", lambda stats: stats.failing),
+    ):
+        family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["pool"])
+        for stats in every:
+            family.add_metric([stats.name], float(value(stats)))
+        yield family
+
+
+def _counters(every: list[PoolStats]) -> Iterator[Metric]:
+    for name, text in (
+        ("acquires", "Leases granted."),
+        ("releases", "Leases ended."),
+        ("timeouts", "Callers that waited in vain."),
+        ("withdrawals", "Callers cancelled while they waited."),
+        ("creates", "Resources made."),
+        ("create_failures", "Calls of create that failed."),
+        ("cleans", "Resources cleaned."),
+        ("clean_failures", "Calls of clean that failed."),
+        ("detached", "Resources given away for good."),
+    ):
+        family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["pool"])
+        for stats in every:
+            family.add_metric([stats.name], getattr(stats, name))
+        yield family
+    for name, text in (
+        ("refusals", "Callers turned away at once, by reason."),
+        ("discards", "Resources taken out of use, by reason."),
+    ):
+        family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["pool", "reason"])
+        for stats in every:
+            for reason, number in getattr(stats, name).items():
+                family.add_metric([stats.name, reason], number)
+        yield family
+
+
+def _histograms(every: list[PoolStats]) -> Iterator[Metric]:
+    for name, text in (
+        ("wait", "How long callers waited that got a resource."),
+        ("use", "How long leases were held."),
+        ("create", "How long create took where it succeeded."),
+    ):
+        family = HistogramMetricFamily(f"{PREFIX}_{name}_seconds", text, labels=["pool"])
+        for stats in every:
+            histogram: Histogram = getattr(stats, name)
+            bounds = [*(str(bound) for bound in histogram.bounds), "+Inf"]
+            buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
+            family.add_metric([stats.name], buckets, histogram.sum)
+        yield family

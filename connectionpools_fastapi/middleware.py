@@ -1,0 +1,246 @@
+"""PoolMiddleware: ends leases with the response, answers for the pools, and nothing else.
+
+Pure ASGI: it adds nothing measurable to a request that uses no pool.
+"""
+
+import inspect
+import logging
+import math
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal
+
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ._request import SCOPE_KEY, RequestLeases, started_pools
+from .errors import PoolConfigError, PoolError
+from .health import examine_all, worst
+from .metrics import render
+from .pool import ConnectionPool
+
+logger = logging.getLogger("connectionpools_fastapi")
+
+Details = Literal["never", "authorized", "always"]
+Authorize = Callable[[HTTPConnection], bool | Awaitable[bool]]
+
+NO_STORE = {"Cache-Control": "no-store"}
+# Names that are parts of /pool/health/{name} already.
+RESERVED = ("live", "ready")
+
+
+class PoolMiddleware:
+    """Gives leases back just before the last part of a response, and adds the endpoints.
+
+    `install_pools` adds it; by hand: `app.add_middleware(PoolMiddleware, pools=[db])`. It
+    also turns a `PoolError` that nobody handled into 503 with `Retry-After` (a WebSocket
+    is refused, or closed with code 1013), as long as no response has begun.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        pools: Iterable[ConnectionPool[Any]] = (),
+        prefix: str = "/pool",
+        details: Details = "never",
+        authorize: Authorize | None = None,
+        probe_max_age: float = 5.0,
+        probe_timeout: float = 2.0,
+    ) -> None:
+        """Wrap an application.
+
+        Args:
+            app: The application.
+            pools: Pools to answer for, opened or not; those that the lifespan has opened
+                are always among them.
+            prefix: Where the endpoints are.
+            details: Who is told by /pool/health why, and who holds what: nobody, those
+                whom `authorize` lets, or everybody.
+            authorize: Says whether a request may see details; `def` or `async def`.
+            probe_max_age: How old the last sign of life of a back-end may be, in seconds.
+            probe_timeout: How long a health check waits for a back-end, in seconds.
+
+        Raises:
+            PoolConfigError: If two pools have one name, or the options contradict each other.
+        """
+        if not prefix.startswith("/") or prefix == "/" or prefix.endswith("/"):
+            msg = f'prefix={prefix!r} must be a path such as "/pool": it begins with "/" and does not end with one'
+            raise PoolConfigError(msg)
+        if details not in ("never", "authorized", "always"):
+            msg = f'details={details!r} is unknown; write details="never", "authorized" or "always"'
+            raise PoolConfigError(msg)
+        if (details == "authorized") != (authorize is not None):
+            msg = 'details="authorized" and authorize=... go together: pass both or neither'
+            raise PoolConfigError(msg)
+        self.app = app
+        self._pools = tuple(pools)
+        refuse_same_names(self._pools)
+        self._prefix = prefix
+        self._details = details
+        self._authorize = authorize
+        self._probe = {"max_age": probe_max_age, "timeout": probe_timeout}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, as any ASGI application does."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        elif scope["type"] == "http" and (path := self._own_path(scope)) is not None:
+            await (await self._answer(scope, path))(scope, receive, send)
+        elif SCOPE_KEY in scope or scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)  # another one of us is around it, and does the work
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        leases = scope[SCOPE_KEY] = RequestLeases(ends_with_response=True)
+        begun = False
+
+        async def send_and_end(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            kind = message["type"]
+            if (kind == "http.response.body" and not message.get("more_body")) or kind == "http.response.pathsend":
+                leases.end_response()
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_and_end)
+        except PoolError as error:
+            leases.end_response()
+            logger.warning("%s answered with 503: %s", scope.get("method", "WEBSOCKET"), error)
+            if scope["type"] == "websocket":
+                await _refuse_websocket(error, scope, send, begun=begun)
+            elif begun:
+                raise
+            else:
+                await _problem(error)(scope, receive, send)
+        finally:
+            leases.end_response()
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a pool that cannot open be one clear line in the server's log, not a traceback."""
+        failed: Message | None = None
+
+        async def send_later(message: Message) -> None:
+            nonlocal failed
+            if message["type"] == "lifespan.startup.failed":
+                failed = message
+            else:
+                await send(message)
+
+        try:
+            await self.app(scope, receive, send_later)
+        except PoolError as error:
+            if failed is not None:
+                failed = {**failed, "message": str(error)}
+            raise
+        finally:
+            if failed is not None:
+                await send(failed)
+
+    # --- the endpoints --------------------------------------------------------------------
+
+    def _own_path(self, scope: Scope) -> str | None:
+        """Return what follows the prefix if the request is for one of our endpoints."""
+        path: str = scope["path"]
+        if self._prefix not in path:
+            return None
+        root: str = scope.get("root_path", "")
+        if root and path.startswith(root + "/"):
+            path = path[len(root) :]
+        if not path.startswith(self._prefix + "/"):
+            return None
+        path = path[len(self._prefix) + 1 :].removesuffix("/")
+        return path if path in ("health", "metrics") or path.startswith("health/") else None
+
+    async def _answer(self, scope: Scope, path: str) -> Response:
+        if scope["method"] not in ("GET", "HEAD"):
+            return Response(status_code=405, headers={"Allow": "GET, HEAD", **NO_STORE})
+        pools = self._all_pools(scope)
+        if path == "metrics":
+            accept = ",".join(HTTPConnection(scope).headers.getlist("accept"))
+            body, content_type = render(pools, accept)
+            response = Response(body, headers={"Content-Type": content_type, "Vary": "Accept", **NO_STORE})
+        else:
+            response = await self._health(scope, pools, path.removeprefix("health").removeprefix("/"))
+        if scope["method"] == "HEAD":
+            response.body = b""  # and the content length stays, as for GET
+        return response
+
+    async def _health(self, scope: Scope, pools: list[ConnectionPool[Any]], which: str) -> Response:
+        if which == "live":
+            return _health_response("pass", {})
+        chosen = pools if which in ("", "ready") else [pool for pool in pools if pool.name == which]
+        if not chosen and which not in ("", "ready"):
+            return JSONResponse({"detail": "no pool of this name"}, status_code=404, headers=NO_STORE)
+        found = await examine_all(chosen, **self._probe)
+        status = worst(health.verdict for health in found)
+        if which == "ready":
+            return _health_response(status, {})
+        details = await self._may_see_details(scope)
+        each = {health.stats.name: health.as_dict(details=details) for health in found}
+        return _health_response(status, {"pools": each} if which == "" else each[which])
+
+    async def _may_see_details(self, scope: Scope) -> bool:
+        if self._authorize is None:
+            return self._details == "always"
+        allowed = self._authorize(HTTPConnection(scope))
+        return bool(await allowed) if inspect.isawaitable(allowed) else bool(allowed)
+
+    def _all_pools(self, scope: Scope) -> list[ConnectionPool[Any]]:
+        return list({pool.name: pool for pool in (*started_pools(scope), *self._pools)}.values())
+
+
+def refuse_same_names(pools: Iterable[ConnectionPool[Any]]) -> None:
+    """Refuse pools that health and metrics could not tell apart.
+
+    Args:
+        pools: The pools of one application.
+
+    Raises:
+        PoolConfigError: If two have one name, one has a name that an endpoint needs, or
+            one is no pool.
+    """
+    seen: set[str] = set()
+    for pool in pools:
+        if not isinstance(pool, ConnectionPool):
+            msg = (
+                f"expected a ConnectionPool, got {type(pool).__name__}; write install_pools(app, pool) or pools=[pool]"
+            )
+            raise PoolConfigError(msg)
+        if pool.name in seen:
+            msg = f"two pools have the name {pool.name!r}; give each its own: ConnectionPool(..., name='cache')"
+            raise PoolConfigError(msg)
+        if pool.name in RESERVED or "/" in pool.name:
+            msg = f"pool {pool.name!r}: /pool/health/{pool.name} means something else; choose another name"
+            raise PoolConfigError(msg)
+        seen.add(pool.name)
+
+
+def _health_response(status: str, body: dict[str, Any]) -> Response:
+    return JSONResponse(
+        {**body, "status": status},
+        status_code=503 if status == "fail" else 200,
+        headers=NO_STORE,
+        media_type="application/health+json",
+    )
+
+
+def _problem(error: PoolError) -> Response:
+    seconds = max(1, math.ceil(error.retry_after or 1))
+    return JSONResponse(
+        {"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": "Try again later."},
+        status_code=503,
+        headers={"Retry-After": str(seconds), **NO_STORE},
+        media_type="application/problem+json",
+    )
+
+
+async def _refuse_websocket(error: PoolError, scope: Scope, send: Send, *, begun: bool) -> None:
+    if not begun and "websocket.http.response" in scope.get("extensions", {}):
+        response = _problem(error)
+        await send({"type": "websocket.http.response.start", "status": 503, "headers": response.raw_headers})
+        await send({"type": "websocket.http.response.body", "body": response.body})
+    else:
+        await send({"type": "websocket.close", "code": 1013, "reason": "Try again later"})

@@ -1,0 +1,138 @@
+"""PoolStats: a frozen snapshot whose states add up."""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+WAIT_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+USE_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+CREATE_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many durations fell between which bounds.
+
+    Attributes:
+        bounds: Upper bounds in seconds, inclusive, ascending.
+        counts: One count a bound, not cumulative, and a last one for what is above.
+        sum: All durations together, in seconds.
+    """
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+    @property
+    def count(self) -> int:
+        """How many durations were recorded."""
+        return sum(self.counts)
+
+
+class Recorder:
+    """A histogram in the making; whoever records makes sure to be the only one."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def record(self, seconds: float, times: int = 1) -> None:
+        """Count a duration; `times` may be -1 to take one back."""
+        self.counts[bisect_left(self.bounds, seconds)] += times
+        self.sum += seconds * times
+
+    def add(self, other: "Recorder") -> None:
+        """Count all that another one has counted."""
+        for index, count in enumerate(other.counts):
+            self.counts[index] += count
+        self.sum += other.sum
+
+    def snapshot(self) -> Histogram:
+        """Return what was counted so far."""
+        return Histogram(self.bounds, tuple(self.counts), self.sum)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """Who holds a lease, and since when.
+
+    Attributes:
+        name: The route ("GET /items/{id}"), task or thread that took it.
+        age: For how long, in seconds.
+    """
+
+    name: str
+    age: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStats:
+    """The state of a pool at one moment, and its totals since it was made.
+
+    `free + taken + creating <= limit`, and `acquires == releases + leased`.
+
+    Attributes:
+        name: The pool's name.
+        status: "new", "open", "closing" or "closed".
+        limit: The most that may exist at once.
+        free: Resources ready for use.
+        taken: Resources leased out, being checked or being changed.
+        checking: How many of `taken` are being checked before use.
+        changing: How many of `taken` are being changed after use.
+        creating: Resources being made.
+        cleaning: Resources on their way out; they no longer count against the limit.
+        waiting: Callers in the queue.
+        failing: Whether the last `create` failed.
+        cause: The kind of exception it failed with, never its text; None if not failing.
+        retry_after: Seconds until the next try while failing, else None.
+        acquires: Leases granted.
+        releases: Leases that ended, whichever way.
+        timeouts: Callers that waited in vain.
+        withdrawals: Callers that were cancelled while they waited.
+        refusals: Callers turned away at once, by reason: "closed", "full", "unavailable".
+        creates: Resources made.
+        create_failures: Calls of `create` that failed.
+        cleans: Resources cleaned.
+        clean_failures: How many of them raised in `clean`.
+        detached: Resources given away for good.
+        discards: Resources taken out of use, by reason: "check", "change", "discarded", "expired".
+        wait: How long callers waited that got a resource (the others: `timeouts`).
+        use: How long leases were held.
+        create: How long `create` took where it succeeded.
+    """
+
+    name: str
+    status: str
+    limit: int
+    free: int
+    taken: int
+    checking: int
+    changing: int
+    creating: int
+    cleaning: int
+    waiting: int
+    failing: bool
+    cause: str | None
+    retry_after: float | None
+    acquires: int
+    releases: int
+    timeouts: int
+    withdrawals: int
+    refusals: Mapping[str, int]
+    creates: int
+    create_failures: int
+    cleans: int
+    clean_failures: int
+    detached: int
+    discards: Mapping[str, int]
+    wait: Histogram
+    use: Histogram
+    create: Histogram
+
+    @property
+    def leased(self) -> int:
+        """How many of `taken` are in a user's hands."""
+        return self.taken - self.checking - self.changing
