@@ -61,7 +61,7 @@ def render(pools: Iterable[ConnectionPool[Any]], accept: str = "") -> tuple[byte
     if _prefers_json(accept):
         return json.dumps({"pools": [asdict(pool.stats()) for pool in pools]}).encode(), "application/json"
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(PoolCollector(pools))  # type: ignore[no-untyped-call] # unannotated there
+    registry.register(PoolCollector(pools))
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 
@@ -82,15 +82,15 @@ def _gauges(every: list[PoolStats]) -> Iterator[Metric]:
         for state in ("free", "taken", "creating", "cleaning"):
             resources.add_metric([stats.name, state], getattr(stats, state))
     yield resources
-    for name, text, value in (
-        ("limit", "The most resources that may exist at once.", lambda stats: stats.limit),
-        ("waiting", "Callers in the queue.", lambda stats: stats.waiting),
-        ("open", "1 while the pool is open.", lambda stats: stats.status == "open"),
-        ("failing", "1 while the last create failed.", lambda stats: stats.failing),
+    for name, text in (
+        ("limit", "The most resources that may exist at once."),
+        ("waiting", "Callers in the queue."),
+        ("open", "1 while the pool is open."),
+        ("failing", "1 while the last create failed."),
     ):
         family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["pool"])
         for stats in every:
-            family.add_metric([stats.name], float(value(stats)))
+            family.add_metric([stats.name], stats.status == "open" if name == "open" else getattr(stats, name))
         yield family
 
 
