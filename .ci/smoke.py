@@ -1,0 +1,37 @@
+"""Start the example as a new user would, ask for its health, and stop it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+
+server = subprocess.Popen([sys.executable, "-m", "example_app"], env={**os.environ, "PORT": str(port)})
+try:
+    for _ in range(100):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/pool/health", timeout=5) as answer:
+                health = json.load(answer)
+            break
+        except urllib.error.URLError:
+            time.sleep(0.2)
+    else:
+        sys.exit("the example did not answer within 20 s")
+    print(health)
+    if health["status"] != "pass":
+        sys.exit("the example is not well")
+    server.send_signal(signal.SIGTERM)
+    if server.wait(timeout=30) != 0:
+        sys.exit(f"the example ended with {server.returncode} on SIGTERM")
+finally:
+    if server.poll() is None:
+        server.kill()
+        server.wait()
