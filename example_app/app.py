@@ -1,0 +1,46 @@
+"""The application: its parts put together."""
+
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.staticfiles import StaticFiles
+
+from connectionpools_fastapi import install_pools
+
+from .feed import Feed
+from .pools import make_pools
+from .routers import export, links, live, page, redirect, report
+from .security import SecurityHeaders
+from .settings import Settings
+
+STATIC = Path(__file__).parent / "static"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Make the application. Its pools are opened by its lifespan.
+
+    Args:
+        settings: What may differ from one installation to the other.
+
+    Returns:
+        An application for any ASGI server.
+    """
+    app = FastAPI(title="Links", description="A link shortener on connectionpools_fastapi.", redoc_url=None)
+    app.state.feed = Feed()
+    install_pools(app, *make_pools(settings))
+    app.add_middleware(SecurityHeaders, docs="/docs")
+    app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    for module in (page, links, export, report, live):
+        app.include_router(module.router)
+    app.include_router(redirect.router)  # the last one: /{code} would match everything
+    return app
+
+
+def _say_what_is_wrong(_: Request, error: Exception) -> JSONResponse:
+    """Answer 422 as FastAPI does, but do not send back what was sent to us."""
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for these only
+    detail = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in error.errors()]
+    return JSONResponse({"detail": detail}, status_code=422)
