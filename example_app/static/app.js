@@ -3,6 +3,8 @@
 const $ = (id) => document.getElementById(id);
 const numbers = new Intl.NumberFormat();
 const dates = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
+const days = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", timeZone: "UTC" });
+const PAGE = 10; // links
 const SEARCH_PAUSE = 200; // ms without a key before a search begins
 const REPORT_PAUSE = 1000;
 const FIRST_RECONNECT = 500;
@@ -21,11 +23,12 @@ function debounce(pause, act) {
 
 // --- the API ---
 
-/** What the API says is wrong: `fields` by name, and `message` for all the rest. */
+/** What the API says is wrong: `fields` by name, `message` for all the rest, `retryAfter` seconds if that may help. */
 class ApiError extends Error {
-  constructor(message, fields = {}) {
+  constructor(message, { fields = {}, retryAfter = null } = {}) {
     super(message);
     this.fields = fields;
+    this.retryAfter = retryAfter;
   }
 }
 
@@ -43,13 +46,13 @@ async function api(path, options = {}) {
 
 async function explain(response) {
   if (response.status === 503) {
-    const seconds = Number(response.headers.get("Retry-After") || 1);
-    return new ApiError(`The server is too busy, or its database is away. Try again in ${seconds} s.`);
+    const retryAfter = Number(response.headers.get("Retry-After") || 1);
+    return new ApiError("The server is too busy, or its database is away. Try again in a moment.", { retryAfter });
   }
   const { detail } = await response.json().catch(() => ({}));
-  if (response.status === 409) return new ApiError("", { code: detail });
+  if (response.status === 409) return new ApiError("", { fields: { code: detail } });
   if (response.status === 422 && Array.isArray(detail)) {
-    return new ApiError("", Object.fromEntries(detail.map((one) => [one.loc.at(-1), inWords(one)])));
+    return new ApiError("", { fields: Object.fromEntries(detail.map((one) => [one.loc.at(-1), inWords(one)])) });
   }
   return new ApiError(typeof detail === "string" ? detail : `Something went wrong (${response.status}).`);
 }
@@ -72,6 +75,10 @@ function showError(id, message) {
   if (field instanceof HTMLInputElement) field.setAttribute("aria-invalid", String(Boolean(message)));
 }
 
+function say(message) {
+  $("said").textContent = message; // for those who do not see the page
+}
+
 // --- copy ---
 
 async function copy(text, button) {
@@ -82,6 +89,7 @@ async function copy(text, button) {
     said = copyTheOldWay(text) ? "Copied" : "Not copied";
   }
   button.textContent = said;
+  say(said);
   setTimeout(() => { button.textContent = "Copy"; }, 1500);
 }
 
@@ -99,7 +107,7 @@ function copyTheOldWay(text) {
 
 // --- the list ---
 
-const list = { rows: new Map(), total: 0, next: null, search: null };
+const list = { rows: new Map(), total: 0, next: null, search: null, retry: null };
 
 function makeRow(link) {
   const row = $("link").content.firstElementChild.cloneNode(true);
@@ -110,7 +118,7 @@ function makeRow(link) {
   const target = row.querySelector(".target");
   target.textContent = link.url;
   target.title = link.url;
-  row.querySelector(".clicks").textContent = clicksInWords(link.clicks);
+  showClicks(row.querySelector(".clicks"), link.clicks);
   const time = row.querySelector("time");
   time.dateTime = link.created;
   time.textContent = dates.format(new Date(link.created));
@@ -121,6 +129,11 @@ function makeRow(link) {
   deleteButton.setAttribute("aria-label", `Delete ${link.code}`);
   deleteButton.addEventListener("click", () => askToDelete(link));
   return row;
+}
+
+function showClicks(counter, clicks) {
+  counter.textContent = clicksInWords(clicks);
+  counter.classList.toggle("some", clicks > 0);
 }
 
 function showList() {
@@ -134,9 +147,10 @@ function showList() {
 
 /** Load the first page, or the one after those that are shown. */
 async function load(before = null) {
+  clearTimeout(list.retry);
   list.search?.abort();
   list.search = new AbortController();
-  const query = new URLSearchParams({ q: $("search").value });
+  const query = new URLSearchParams({ q: $("search").value, limit: PAGE });
   if (before !== null) query.set("before", before);
   try {
     const page = await api(`api/links?${query}`, { signal: list.search.signal });
@@ -156,7 +170,8 @@ async function load(before = null) {
     showList();
   } catch (error) {
     if (error.name === "AbortError") return;
-    showError("list-error", error.message);
+    showError("list-error", error.message || "This cannot be searched for.");
+    if (error.retryAfter) list.retry = setTimeout(() => load(before), 1000 * error.retryAfter);
   }
 }
 
@@ -177,6 +192,7 @@ async function askToDelete(link) {
   row?.remove();
   list.rows.delete(link.code);
   list.total -= 1;
+  say(`Deleted ${link.code}`);
   if ($("made-link").textContent === addressOf(link.code)) $("made").hidden = true;
   showList();
   refreshReport();
@@ -240,6 +256,7 @@ async function loadReport() {
   }
   $("report-links").textContent = numbers.format(report.links);
   $("report-clicks").textContent = numbers.format(report.clicks);
+  $("first-day").textContent = days.format(new Date(report.days[0].label));
   const most = Math.max(1, ...report.days.map((day) => day.clicks));
   $("days").replaceChildren(...report.days.map((day) => {
     const bar = document.createElement("li");
@@ -287,7 +304,7 @@ function listen() {
     const { code, clicks } = JSON.parse(event.data);
     const counter = list.rows.get(code)?.querySelector(".clicks");
     if (counter) {
-      counter.textContent = clicksInWords(clicks);
+      showClicks(counter, clicks);
       counter.classList.remove("new");
       void counter.offsetWidth; // starts the animation anew
       counter.classList.add("new");
