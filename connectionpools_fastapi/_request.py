@@ -1,9 +1,11 @@
-"""RequestLeases: the leases of one request, at most one a pool."""
+"""RequestLeases: the leases of one request, at most one a pool; and how a request finds its pools."""
 
 from collections.abc import MutableMapping
+from contextlib import suppress
+from http import HTTPMethod
 from typing import Any
 
-from .errors import PoolConfigError
+from .errors import NotLeased, PoolConfigError
 from .lease import Lease
 from .manager import T
 from .pool import ConnectionPool
@@ -16,7 +18,7 @@ STATE_PREFIX = "connectionpools_fastapi."
 
 
 class Route:
-    """Names the holder of a lease by its route, once somebody asks."""
+    """Names a request by its route, once somebody asks: never by what users typed."""
 
     __slots__ = ("_scope",)
 
@@ -24,9 +26,14 @@ class Route:
         self._scope = scope
 
     def __str__(self) -> str:
-        # The route's template and not the request's path, which may hold what users typed.
-        path = getattr(self._scope.get("route"), "path", "unknown route")
-        return f"{self._scope.get('method', 'WEBSOCKET')} {path}"
+        route = self._scope.get("route")
+        # Newer versions of FastAPI keep the prefixes of included routers beside the route.
+        context = self._scope.get("fastapi", {}).get("effective_route_context")
+        if context is not None and context.original_route is route:
+            route = context.starlette_route or context
+        method = self._scope.get("method", "WEBSOCKET")
+        known = method == "WEBSOCKET" or method in HTTPMethod.__members__
+        return f"{method if known else 'OTHER'} {getattr(route, 'path', 'unknown route')}"
 
 
 class _Shared:
@@ -64,13 +71,16 @@ class RequestLeases:
 
     async def enter(self, pool: ConnectionPool[T], scope: Scope) -> T:
         """Use this request's lease of a pool, which is acquired for the first user."""
-        shared = self._leases.get(pool)
-        if shared is None:
-            shared = _Shared(pool.lease(holder=Route(scope)))
-            await shared.lease.__aenter__()
-            self._leases[pool] = shared
-        shared.users += 1
+        if pool not in self._leases:
+            lease = pool.lease(holder=Route(scope))
+            await lease.__aenter__()
+            if pool in self._leases:  # another task of this request was faster
+                lease.release_soon()
+            else:
+                self._leases[pool] = _Shared(lease)
+        shared = self._leases[pool]
         resource: T = shared.lease.resource
+        shared.users += 1
         return resource
 
     def leave(self, pool: ConnectionPool[Any]) -> None:
@@ -79,7 +89,8 @@ class RequestLeases:
         shared.users -= 1
         if not shared.users:
             del self._leases[pool]
-            shared.lease.release_soon()
+            with suppress(NotLeased):  # the application has discarded or detached it
+                shared.lease.release_soon()
 
     async def enter_until_response(self, pool: ConnectionPool[T], scope: Scope) -> T:
         """Use the lease until just before the last part of the response."""
@@ -104,11 +115,12 @@ def find_pool(scope: Scope, name: str) -> ConnectionPool[Any]:
         return pool
     names = sorted(pool.name for pool in started_pools(scope))
     if names:
-        msg = f"Leased({name!r}): the application has no pool of this name; it has {', '.join(map(repr, names))}"
+        msg = f"there is no pool named {name!r} here; there are {', '.join(map(repr, names))}"
     else:
         msg = (
-            f"Leased({name!r}): the application has no open pool. Call install_pools(app, pool), and let its lifespan "
-            "run: in tests `with TestClient(app)`; a mounted sub-application's own lifespan never runs, "
+            f"there is no pool named {name!r} here, since none was opened. Call install_pools(app, pool), and let the "
+            "application's lifespan run: in tests `with TestClient(app)`, or `async with started(app)` of "
+            "connectionpools_fastapi.testing; a mounted sub-application's own lifespan never runs, "
             "so install its pools in the outermost application"
         )
     raise PoolConfigError(msg)

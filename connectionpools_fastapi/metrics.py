@@ -6,7 +6,6 @@ from dataclasses import asdict
 from itertools import accumulate
 from typing import Any
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -15,6 +14,9 @@ from .pool import ConnectionPool
 from .stats import Histogram, PoolStats
 
 PREFIX = "connectionpool"
+
+JSON = "application/json"
+FORMATS = ("text/plain", "application/openmetrics-text", JSON)  # the first where a request does not care
 
 
 class PoolCollector(Collector):
@@ -58,22 +60,46 @@ def render(pools: Iterable[ConnectionPool[Any]], accept: str = "") -> tuple[byte
     Returns:
         The body and its content type.
     """
-    if _prefers_json(accept):
-        return json.dumps({"pools": [asdict(pool.stats()) for pool in pools]}).encode(), "application/json"
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(PoolCollector(pools))
-    encode, content_type = choose_encoder(accept)
-    return encode(registry), content_type
+    kind, wish = _choose(accept)
+    if kind == JSON:
+        return json.dumps({"pools": [asdict(pool.stats()) for pool in pools]}, allow_nan=False).encode(), JSON
+    try:
+        encode, content_type = choose_encoder(wish)
+    except ValueError:  # asked for a version that is no number
+        encode, content_type = choose_encoder(kind)
+    return encode(PoolCollector(pools)), content_type
 
 
-def _prefers_json(accept: str) -> bool:
-    for item in accept.split(","):
-        kind = item.partition(";")[0].strip()
-        if kind == "application/json":
-            return True
-        if kind in ("text/plain", "application/openmetrics-text", "text/*", "*/*"):
-            return False
-    return False
+def _choose(accept: str) -> tuple[str, str]:
+    """Return the best of our formats for an Accept header, and the words in which it was asked for.
+
+    As HTTP says, the most specific wish for a format gives its quality. Among equals the
+    one named first wins.
+    """
+    wishes = [(*_quality_of(wish), -place, wish) for place, wish in enumerate(accept.split(","))]
+    best: tuple[float, int, str, str] = (0, 0, FORMATS[0], "")
+    for kind in FORMATS:
+        for pattern in (kind, kind.partition("/")[0] + "/*", "*/*"):
+            found = max(
+                ((quality, place, wish) for name, quality, place, wish in wishes if name == pattern), default=None
+            )
+            if found is not None:
+                quality, place, wish = found
+                if quality > 0 and (best[0] == 0 or (quality, place) > best[:2]):
+                    best = (quality, place, kind, wish if pattern == kind else kind)
+                break
+    return best[2], best[3]
+
+
+def _quality_of(wish: str) -> tuple[str, float]:
+    name, *parameters = (part.strip().lower() for part in wish.split(";"))
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                return name, min(1.0, float(parameter[2:]))
+            except ValueError:
+                return name, 0.0
+    return name, 1.0
 
 
 def _gauges(every: list[PoolStats]) -> Iterator[Metric]:

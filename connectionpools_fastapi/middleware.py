@@ -13,8 +13,9 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._request import SCOPE_KEY, RequestLeases, started_pools
-from .errors import PoolConfigError, PoolError
+from ._request import SCOPE_KEY, RequestLeases, Route, started_pools
+from ._wiring import check_dependencies, hidden_routes
+from .errors import NotLeased, PoolConfigError, PoolError, WrongEventLoop, describe
 from .health import examine_all, worst
 from .metrics import render
 from .pool import ConnectionPool
@@ -25,8 +26,20 @@ Details = Literal["never", "authorized", "always"]
 Authorize = Callable[[HTTPConnection], bool | Awaitable[bool]]
 
 NO_STORE = {"Cache-Control": "no-store"}
+TRY_AGAIN_LATER = {"type": "websocket.close", "code": 1013, "reason": "Try again later"}
 # Names that are parts of /pool/health/{name} already.
 RESERVED = ("live", "ready")
+
+# The messages that begin an answer, and those whose last part ends it.
+BEGINNINGS = frozenset({"http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start"})
+PARTS = frozenset(
+    {
+        "http.response.body",
+        "http.response.pathsend",
+        "http.response.zerocopysend",
+        "websocket.http.response.body",
+    }
+)
 
 
 class PoolMiddleware:
@@ -57,14 +70,15 @@ class PoolMiddleware:
             prefix: Where the endpoints are.
             details: Who is told by /pool/health why, and who holds what: nobody, those
                 whom `authorize` lets, or everybody.
-            authorize: Says whether a request may see details; `def` or `async def`.
+            authorize: Says whether a request may see details; `def` (which must not block)
+                or `async def`. To raise means no.
             probe_max_age: How old the last sign of life of a back-end may be, in seconds.
             probe_timeout: How long a health check waits for a back-end, in seconds.
 
         Raises:
-            PoolConfigError: If two pools have one name, or the options contradict each other.
+            PoolConfigError: If two pools have one name, or an option cannot work.
         """
-        if not prefix.startswith("/") or prefix == "/" or prefix.endswith("/"):
+        if not isinstance(prefix, str) or not prefix.startswith("/") or prefix.endswith("/") or "{" in prefix:
             msg = f'prefix={prefix!r} must be a path such as "/pool": it begins with "/" and does not end with one'
             raise PoolConfigError(msg)
         if details not in ("never", "authorized", "always"):
@@ -73,9 +87,17 @@ class PoolMiddleware:
         if (details == "authorized") != (authorize is not None):
             msg = 'details="authorized" and authorize=... go together: pass both or neither'
             raise PoolConfigError(msg)
+        if authorize is not None and not callable(authorize):
+            msg = f"authorize={authorize!r} must be callable, as authorize=lambda request: is_admin(request)"
+            raise PoolConfigError(msg)
+        _check_seconds("probe_max_age", probe_max_age, "0 or more", zero=True)
+        _check_seconds("probe_timeout", probe_timeout, "more than 0", zero=False)
         self.app = app
-        self._pools = tuple(pools)
-        refuse_same_names(self._pools)
+        self._pools = () if isinstance(pools, ConnectionPool) else tuple(pools)
+        if isinstance(pools, ConnectionPool) or not all(isinstance(pool, ConnectionPool) for pool in self._pools):
+            msg = "PoolMiddleware takes pools as a list: app.add_middleware(PoolMiddleware, pools=[db])"
+            raise PoolConfigError(msg)
+        refuse_pools(self._pools)
         self._prefix = prefix
         self._details = details
         self._authorize = authorize
@@ -94,50 +116,69 @@ class PoolMiddleware:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         leases = scope[SCOPE_KEY] = RequestLeases(ends_with_response=True)
-        begun = False
+        begun: str | None = None
 
         async def send_and_end(message: Message) -> None:
             nonlocal begun
-            begun = True
             kind = message["type"]
-            if (kind == "http.response.body" and not message.get("more_body")) or kind == "http.response.pathsend":
+            if kind in PARTS and not message.get("more_body"):
                 leases.end_response()
+            elif kind in BEGINNINGS:
+                begun = kind
             await send(message)
 
         try:
             await self.app(scope, receive, send_and_end)
-        except PoolError as error:
-            leases.end_response()
-            logger.warning("%s answered with 503: %s", scope.get("method", "WEBSOCKET"), error)
-            if scope["type"] == "websocket":
-                await _refuse_websocket(error, scope, send, begun=begun)
-            elif begun:
+        except Exception as error:
+            pool_error = _pool_error(error)
+            if pool_error is None or begun not in (None, "websocket.accept"):
                 raise
+            leases.end_response()
+            # A mistake in the application is an error, a lack of resources only a warning.
+            mistake = isinstance(pool_error, (PoolConfigError, NotLeased, WrongEventLoop))
+            logger.log(
+                logging.ERROR if mistake else logging.WARNING, "%s answered with 503: %s", Route(scope), pool_error
+            )
+            if begun == "websocket.accept":
+                await send(TRY_AGAIN_LATER)
+            elif scope["type"] == "websocket":
+                await _refuse_websocket(pool_error, scope, send)
             else:
-                await _problem(error)(scope, receive, send)
+                await _problem(pool_error)(scope, receive, send)
         finally:
             leases.end_response()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a pool that cannot open be one clear line in the server's log, not a traceback."""
+        """Check the wiring, and let what cannot start be one clear line in the server's log, not a traceback."""
         failed: Message | None = None
 
-        async def send_later(message: Message) -> None:
+        async def check_and_send(message: Message) -> None:
             nonlocal failed
             if message["type"] == "lifespan.startup.failed":
                 failed = message
-            else:
-                await send(message)
+                return
+            if message["type"] == "lifespan.startup.complete":
+                self._check_wiring(scope)
+            await send(message)
 
         try:
-            await self.app(scope, receive, send_later)
-        except PoolError as error:
-            if failed is not None:
-                failed = {**failed, "message": str(error)}
+            await self.app(scope, receive, check_and_send)
+        except Exception as error:
+            if failed is not None and (pool_error := _pool_error(error)) is not None:
+                failed = {**failed, "message": str(pool_error)}
             raise
         finally:
             if failed is not None:
                 await send(failed)
+
+    def _check_wiring(self, scope: Scope) -> None:
+        app = scope.get("app", self.app)
+        check_dependencies(app, scope)
+        each = [f"health/{name}" for name in (*RESERVED, *(pool.name for pool in self._all_pools(scope)))]
+        for path in hidden_routes(app, [f"{self._prefix}/{own}" for own in ("health", "metrics", *each)]):
+            logger.warning(
+                "the application's own route %s is hidden: pass another prefix=... than %r", path, self._prefix
+            )
 
     # --- the endpoints --------------------------------------------------------------------
 
@@ -152,7 +193,7 @@ class PoolMiddleware:
         if not path.startswith(self._prefix + "/"):
             return None
         path = path[len(self._prefix) + 1 :].removesuffix("/")
-        return path if path in ("health", "metrics") or path.startswith("health/") else None
+        return path if path in ("health", "metrics") or path.removeprefix("health/") not in ("", path) else None
 
     async def _answer(self, scope: Scope, path: str) -> Response:
         if scope["method"] not in ("GET", "HEAD"):
@@ -185,37 +226,56 @@ class PoolMiddleware:
     async def _may_see_details(self, scope: Scope) -> bool:
         if self._authorize is None:
             return self._details == "always"
-        allowed = self._authorize(HTTPConnection(scope))
-        return bool(await allowed) if inspect.isawaitable(allowed) else bool(allowed)
+        try:
+            allowed = self._authorize(HTTPConnection(scope))
+            return bool(await allowed) if inspect.isawaitable(allowed) else bool(allowed)
+        except Exception as error:  # noqa: BLE001 - who could not be authorized sees less; health answers all the same
+            logger.warning("health shows no details, since authorize failed with %s", describe(error))
+            return False
 
     def _all_pools(self, scope: Scope) -> list[ConnectionPool[Any]]:
         return list({pool.name: pool for pool in (*started_pools(scope), *self._pools)}.values())
 
 
-def refuse_same_names(pools: Iterable[ConnectionPool[Any]]) -> None:
+def refuse_pools(pools: Iterable[ConnectionPool[Any]]) -> None:
     """Refuse pools that health and metrics could not tell apart.
 
     Args:
         pools: The pools of one application.
 
     Raises:
-        PoolConfigError: If two have one name, one has a name that an endpoint needs, or
-            one is no pool.
+        PoolConfigError: If two have one name, or one has a name that an endpoint needs.
     """
     seen: set[str] = set()
     for pool in pools:
-        if not isinstance(pool, ConnectionPool):
-            msg = (
-                f"expected a ConnectionPool, got {type(pool).__name__}; write install_pools(app, pool) or pools=[pool]"
-            )
-            raise PoolConfigError(msg)
         if pool.name in seen:
-            msg = f"two pools have the name {pool.name!r}; give each its own: ConnectionPool(..., name='cache')"
-            raise PoolConfigError(msg)
+            raise two_of_one_name(pool)
         if pool.name in RESERVED or "/" in pool.name:
             msg = f"pool {pool.name!r}: /pool/health/{pool.name} means something else; choose another name"
             raise PoolConfigError(msg)
         seen.add(pool.name)
+
+
+def two_of_one_name(pool: ConnectionPool[Any]) -> PoolConfigError:
+    """Say that a pool has the same name as another one."""
+    return PoolConfigError(
+        f"two pools have the name {pool.name!r}; give each its own: ConnectionPool(..., name='cache')"
+    )
+
+
+def _check_seconds(what: str, value: object, least: str, *, zero: bool) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator] # a number by now
+        msg = f"{what}={value!r} must be a number of seconds, {least}, such as {what}=2.0"
+        raise PoolConfigError(msg)
+
+
+def _pool_error(error: BaseException) -> PoolError | None:
+    """Find the error of a pool in what was raised: itself, or a group with nothing else in it."""
+    if isinstance(error, BaseExceptionGroup):
+        found = [_pool_error(inner) for inner in error.exceptions]
+        return None if None in found else found[0]
+    return error if isinstance(error, PoolError) else None
 
 
 def _health_response(status: str, body: dict[str, Any]) -> Response:
@@ -237,10 +297,10 @@ def _problem(error: PoolError) -> Response:
     )
 
 
-async def _refuse_websocket(error: PoolError, scope: Scope, send: Send, *, begun: bool) -> None:
-    if not begun and "websocket.http.response" in scope.get("extensions", {}):
-        response = _problem(error)
-        await send({"type": "websocket.http.response.start", "status": 503, "headers": response.raw_headers})
-        await send({"type": "websocket.http.response.body", "body": response.body})
-    else:
-        await send({"type": "websocket.close", "code": 1013, "reason": "Try again later"})
+async def _refuse_websocket(error: PoolError, scope: Scope, send: Send) -> None:
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send(TRY_AGAIN_LATER)
+        return
+    response = _problem(error)
+    await send({"type": "websocket.http.response.start", "status": 503, "headers": response.raw_headers})
+    await send({"type": "websocket.http.response.body", "body": response.body})

@@ -1,86 +1,26 @@
 """All that knows FastAPI: Leased and Pooled, pool_lifespan and install_pools."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Literal, TypeVar, overload
 
 from fastapi import Depends, FastAPI
-from starlette.requests import HTTPConnection
+from starlette.applications import Starlette
 
-from ._request import STATE_PREFIX, RequestLeases, Scope, find_pool
+from ._providers import LeaseUntilExit, LeaseUntilResponse, PoolItself
+from ._request import STATE_PREFIX
 from .errors import PoolConfigError
-from .middleware import Authorize, Details, PoolMiddleware, refuse_same_names
+from .middleware import Authorize, Details, PoolMiddleware, refuse_pools, two_of_one_name
 from .pool import ConnectionPool
 
 T = TypeVar("T")
 LeaseScope = Literal["function", "request"]
-Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any]]]
+OwnLifespan = Callable[[Any], AbstractAsyncContextManager[None]] | Lifespan
 
-
-class _Provider:
-    """A dependency that stands for a pool: equal to each other one of its kind for that pool.
-
-    Equality is what makes FastAPI call it once a request, and `dependency_overrides` find it.
-    """
-
-    def __init__(self, pool: ConnectionPool[Any] | str) -> None:
-        self._pool = pool
-
-    def _resolve(self, scope: Scope) -> ConnectionPool[Any]:
-        return find_pool(scope, self._pool) if isinstance(self._pool, str) else self._pool
-
-    def _key(self) -> object:
-        return self._pool
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Provider) and self._kind() is other._kind() and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash((self._kind(), self._key()))
-
-    def _kind(self) -> type["_Provider"]:
-        return type(self)
-
-
-class LeaseUntilResponse(_Provider):
-    """Leases for a request; PoolMiddleware gives back."""
-
-    def _kind(self) -> type[_Provider]:
-        return LeaseUntilResponse  # also for the others below: one override serves all three
-
-    async def __call__(self, connection: HTTPConnection) -> Any:
-        """Lease for this request, once."""
-        leases = RequestLeases.of(connection.scope)
-        pool = self._resolve(connection.scope)
-        if not leases.ends_with_response:
-            msg = (
-                f"pool {pool.name!r}: nothing here gives the resource back. Call install_pools(app, pool), or "
-                'app.add_middleware(PoolMiddleware), or write Leased(pool, scope="request")'
-            )
-            raise PoolConfigError(msg)
-        return await leases.enter_until_response(pool, connection.scope)
-
-
-class LeaseUntilExit(LeaseUntilResponse):
-    """Leases for a request or a function; FastAPI's own exit gives back."""
-
-    async def __call__(self, connection: HTTPConnection) -> AsyncIterator[Any]:  # type: ignore[override] # another kind of dependency
-        """Lease until FastAPI leaves the dependency."""
-        leases = RequestLeases.of(connection.scope)
-        pool = self._resolve(connection.scope)
-        resource = await leases.enter(pool, connection.scope)
-        try:
-            yield resource
-        finally:
-            leases.leave(pool)
-
-
-class PoolItself(_Provider):
-    """Provides the pool itself."""
-
-    async def __call__(self, connection: HTTPConnection) -> ConnectionPool[Any]:
-        """Return the pool."""
-        return self._resolve(connection.scope)
+# The pools of each running application (by identity) and name: a router's lifespan does not see the others.
+_RUNNING: dict[tuple[int, str], ConnectionPool[Any]] = {}
 
 
 @overload
@@ -144,7 +84,7 @@ def _check_target(what: str, pool: object) -> None:
         raise PoolConfigError(msg)
 
 
-def pool_lifespan(*pools: ConnectionPool[Any], lifespan: Lifespan | None = None) -> Lifespan:
+def pool_lifespan(*pools: ConnectionPool[Any], lifespan: OwnLifespan | None = None) -> Lifespan:
     """Make a lifespan that opens pools before the application starts and closes them after it ends.
 
     Write `FastAPI(lifespan=pool_lifespan(db, cache, lifespan=own))`. It works for routers too.
@@ -157,19 +97,55 @@ def pool_lifespan(*pools: ConnectionPool[Any], lifespan: Lifespan | None = None)
         A lifespan. It yields the own one's state and the pools, for `Leased("name")`.
 
     Raises:
-        PoolConfigError: If two pools have one name.
+        PoolConfigError: If two pools have one name, there is none, or `lifespan` is no lifespan.
     """
-    refuse_same_names(pools)
+    _check_pools("pool_lifespan", pools)
+    if lifespan is not None and (
+        not callable(lifespan) or inspect.isasyncgenfunction(lifespan) or inspect.iscoroutinefunction(lifespan)
+    ):
+        msg = (
+            "pool_lifespan: lifespan=... takes a function decorated with @asynccontextmanager, as FastAPI(lifespan=...)"
+        )
+        raise PoolConfigError(msg)
 
     @asynccontextmanager
     async def run(app: Any) -> AsyncIterator[Mapping[str, Any]]:
         async with AsyncExitStack() as stack:
             for pool in pools:
+                stack.enter_context(_claim_name(app, pool))
                 await stack.enter_async_context(pool)
             own = await stack.enter_async_context(lifespan(app)) if lifespan is not None else None
             yield {**(own or {}), **{STATE_PREFIX + pool.name: pool for pool in pools}}
 
     return run
+
+
+@contextmanager
+def _claim_name(app: object, pool: ConnectionPool[Any]) -> Iterator[None]:
+    """Keep other lifespans of an application from opening another pool of this name."""
+    key = (id(app), pool.name)
+    if _RUNNING.get(key, pool) is not pool:
+        raise two_of_one_name(pool)
+    _RUNNING[key] = pool
+    try:
+        yield
+    finally:
+        _RUNNING.pop(key, None)
+
+
+def _check_pools(what: str, pools: tuple[ConnectionPool[Any], ...]) -> None:
+    before = "app, " if what == "install_pools" else ""
+    if not pools:
+        msg = f"{what} needs the pools: {what}({before}db)"
+        raise PoolConfigError(msg)
+    for pool in pools:
+        if not isinstance(pool, ConnectionPool):
+            msg = (
+                f"{what} takes pools one by one, as {what}({before}db, cache), and all else by keyword; "
+                f"got {type(pool).__name__}"
+            )
+            raise PoolConfigError(msg)
+    refuse_pools(pools)
 
 
 def install_pools(
@@ -187,7 +163,9 @@ def install_pools(
     own lifespan, and `PoolMiddleware`.
 
     Args:
-        app: The outermost application: a mounted one's lifespan never runs.
+        app: The outermost application: a mounted one's lifespan never runs. Right after
+            `FastAPI(...)` is the best place to call this: middleware that is added later is
+            then around it, and guards its endpoints as well.
         pools: The pools.
         prefix: Where /health and /metrics are.
         details: Who may see why a pool is not well; see `PoolMiddleware`.
@@ -199,9 +177,10 @@ def install_pools(
         PoolConfigError: If two pools have one name, the options contradict each other, or
             the application has started.
     """
-    if not pools:
-        msg = "install_pools(app, ...) needs the pools: install_pools(app, db)"
+    if not isinstance(app, Starlette):
+        msg = f"install_pools takes the application first, as install_pools(app, db); got {type(app).__name__}"
         raise PoolConfigError(msg)
+    _check_pools("install_pools", pools)
     if app.middleware_stack is not None:
         msg = "install_pools must be called before the application starts, right after FastAPI(...)"
         raise PoolConfigError(msg)
@@ -214,7 +193,5 @@ def install_pools(
         "probe_timeout": probe_timeout,
     }
     PoolMiddleware(app, **options)  # says now what is wrong with the options, not at start-up
-    app.router.lifespan_context = pool_lifespan(  # type: ignore[assignment] # Starlette's type wants no state
-        *pools, lifespan=app.router.lifespan_context
-    )
+    app.router.lifespan_context = pool_lifespan(*pools, lifespan=app.router.lifespan_context)
     app.add_middleware(PoolMiddleware, **options)

@@ -1,34 +1,55 @@
 """What an application's own tests need."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ._providers import LeaseUntilResponse
 from .pool import ConnectionPool
-from .provider import LeaseUntilResponse
 
 
 @contextmanager
-def override_leased(app: FastAPI, pool: ConnectionPool[Any] | str, provide: Callable[..., Any]) -> Iterator[None]:
+def override_leased(app: Any, pool: ConnectionPool[Any] | str, provide: Callable[..., Any]) -> Iterator[None]:
     """Let `Leased(pool)` provide something else while the block runs; the pool is not touched.
 
     Args:
-        app: The application under test.
-        pool: The pool, or its name where the application writes `Leased("name")`.
+        app: The FastAPI application under test.
+        pool: The pool, for `Leased(pool)` and `Leased("its name")`; a name alone is for the latter only.
         provide: What FastAPI calls instead: any dependency, as `lambda: FakeConnection()`.
 
     Yields:
         Nothing; the override ends with the block.
     """
-    key = LeaseUntilResponse(pool)
-    before = app.dependency_overrides.get(key)
-    app.dependency_overrides[key] = provide
+    names = {pool, pool if isinstance(pool, str) else pool.name}
+    keys = [LeaseUntilResponse(name) for name in names]
+    before = {key: app.dependency_overrides[key] for key in keys if key in app.dependency_overrides}
+    app.dependency_overrides.update(dict.fromkeys(keys, provide))
     try:
         yield
     finally:
-        if before is None:
-            del app.dependency_overrides[key]
-        else:
-            app.dependency_overrides[key] = before
+        for key in keys:
+            app.dependency_overrides.pop(key, None)
+        app.dependency_overrides.update(before)
+
+
+@asynccontextmanager
+async def started(app: Starlette) -> AsyncIterator[ASGIApp]:
+    """Run an application's lifespan around async tests, which `httpx.ASGITransport` does not do.
+
+    Write `async with started(app) as served, AsyncClient(transport=ASGITransport(served)) as client`.
+
+    Args:
+        app: The application under test.
+
+    Yields:
+        The application with its lifespan's state, in which `Leased("name")` finds its pool.
+    """
+    async with app.router.lifespan_context(app) as state:
+
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "state": {**(state or {})}}, receive, send)
+
+        yield serve

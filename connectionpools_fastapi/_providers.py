@@ -1,0 +1,80 @@
+"""Providers: the callables behind Leased and Pooled, which stand for a pool in an application's dependencies."""
+
+from collections.abc import AsyncIterator
+from typing import Any, ClassVar
+
+from starlette.requests import HTTPConnection
+
+from ._request import RequestLeases, Scope, find_pool
+from .errors import PoolConfigError
+from .pool import ConnectionPool
+
+
+class Provider:
+    """A dependency that stands for a pool: equal to each other one of its kind for that pool.
+
+    Equality is what makes FastAPI call it once a request, and `dependency_overrides` find it.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, pool: ConnectionPool[Any] | str) -> None:
+        self._pool = pool
+
+    def resolve(self, scope: Scope) -> ConnectionPool[Any]:
+        """Return the pool that it stands for.
+
+        Raises:
+            PoolConfigError: If no pool of that name was opened.
+        """
+        return find_pool(scope, self._pool) if isinstance(self._pool, str) else self._pool
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Provider) and self.kind == other.kind and self._pool == other._pool
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self._pool))
+
+
+class LeaseUntilResponse(Provider):
+    """Leases for a request; PoolMiddleware gives back."""
+
+    kind = "Leased"  # also of the one below: one override serves all scopes
+
+    async def __call__(self, connection: HTTPConnection) -> Any:
+        """Lease for this request, once."""
+        leases = RequestLeases.of(connection.scope)
+        pool = self.resolve(connection.scope)
+        if not leases.ends_with_response:
+            msg = (
+                f"pool {pool.name!r}: nothing here gives the resource back. Call install_pools(app, pool), or "
+                'app.add_middleware(PoolMiddleware), or write Leased(pool, scope="request")'
+            )
+            raise PoolConfigError(msg)
+        return await leases.enter_until_response(pool, connection.scope)
+
+
+class LeaseUntilExit(Provider):
+    """Leases for a request or a function; FastAPI's own exit gives back."""
+
+    kind = "Leased"
+
+    async def __call__(self, connection: HTTPConnection) -> AsyncIterator[Any]:
+        """Lease until FastAPI leaves the dependency."""
+        leases = RequestLeases.of(connection.scope)
+        pool = self.resolve(connection.scope)
+        resource = await leases.enter(pool, connection.scope)
+        try:
+            yield resource
+        finally:
+            leases.leave(pool)
+
+
+class PoolItself(Provider):
+    """Provides the pool itself."""
+
+    kind = "Pooled"
+
+    async def __call__(self, connection: HTTPConnection) -> ConnectionPool[Any]:
+        """Return the pool."""
+        return self.resolve(connection.scope)
