@@ -1,0 +1,580 @@
+"""The example application in process: what it promises to those who use it."""
+
+import csv
+import io
+import itertools
+import re
+import sqlite3
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from connectionpools_fastapi import ConnectionPool
+from example_app import Settings, create_app, pools, store
+from example_app.feed import BACKLOG, Feed
+from example_app.models import RESERVED_CODES, Click
+from example_app.settings import SettingsError
+
+STATIC = Path(store.__file__).parent / "static"
+XSS = "https://example.com/?q=<script>alert(1)</script>&r=\"'><img src=x onerror=alert(2)>"
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Use asyncio only: aiosqlite knows nothing else."""
+    return "asyncio"
+
+
+def make_app(directory: Path, **settings: Any) -> FastAPI:
+    return create_app(Settings(database_url=f"sqlite:///{directory / 'links.db'}", **settings))
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[TestClient]:
+    with TestClient(make_app(tmp_path), follow_redirects=False) as client:
+        yield client
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> Iterator[TestClient]:
+    """A client of an application with one connection: whoever holds it without need shows."""
+    with TestClient(make_app(tmp_path, pool_limit=1), follow_redirects=False) as client:
+        yield client
+
+
+def shorten(client: TestClient, url: str = "https://example.com/", code: str | None = None) -> str:
+    response = client.post("/api/links", json={"url": url, "code": code})
+    assert response.status_code == 201, response.text
+    return str(response.json()["code"])
+
+
+def clicks_of(client: TestClient, code: str) -> int:
+    return next(int(link["clicks"]) for link in client.get("/api/links").json()["links"] if link["code"] == code)
+
+
+def found(client: TestClient, text: str) -> list[str]:
+    page = client.get("/api/links", params={"q": text}).json()
+    assert page["total"] == len(page["links"])
+    return [link["code"] for link in page["links"]]
+
+
+# --- shorten ---
+
+
+def test_a_url_gets_a_short_code_and_an_address(client: TestClient) -> None:
+    response = client.post("/api/links", json={"url": "https://example.com/a?b=c#d"})
+
+    assert response.status_code == 201
+    link = response.json()
+    assert link["url"] == "https://example.com/a?b=c#d"
+    assert link["clicks"] == 0
+    assert datetime.fromisoformat(link["created"]).tzinfo == UTC
+    assert re.fullmatch("[2-9b-df-hj-np-tv-xz]{7}", link["code"])
+    assert response.headers["location"] == f"http://testserver/{link['code']}"
+
+
+def test_a_code_of_ones_own_is_kept(client: TestClient) -> None:
+    assert shorten(client, code="My-link_1") == "My-link_1"
+    assert client.get("/My-link_1").status_code == 307
+
+
+def test_a_taken_code_is_refused_and_the_first_link_stays(client: TestClient) -> None:
+    shorten(client, "https://example.com/first", "mine")
+
+    response = client.post("/api/links", json={"url": "https://example.com/second", "code": "mine"})
+
+    assert response.status_code == 409
+    assert response.json() == {"detail": "The code 'mine' is taken."}
+    assert client.get("/mine").headers["location"] == "https://example.com/first"
+    assert shorten(client, code="other") == "other"  # the connection is as good as new
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "example.com",
+        "http://",
+        "/relative",
+        "ftp://example.com/",
+        "file:///etc/passwd",
+        "javascript:alert(1)",
+        "JaVaScRiPt:alert(1)",
+        "data:text/html,<script>alert(1)</script>",
+        "https://user:secret@example.com/",
+        "https://user@example.com/",
+        "https://example.com/" + "x" * 2000,
+        None,
+        42,
+    ],
+)
+def test_only_complete_http_and_https_urls_can_be_shortened(client: TestClient, url: object) -> None:
+    response = client.post("/api/links", json={"url": url})
+
+    assert response.status_code == 422
+    assert [problem["loc"] for problem in response.json()["detail"]] == [["body", "url"]]
+    assert "secret" not in response.text
+    assert client.get("/api/links").json()["total"] == 0
+
+
+@pytest.mark.parametrize(
+    "code", ["", "ab", "x" * 33, "a b", "a/b", "a.b", "a%b", "äöü", "abc\n", "docs", "API", "Pool"]
+)
+def test_a_code_that_cannot_be_is_refused(client: TestClient, code: str) -> None:
+    response = client.post("/api/links", json={"url": "https://example.com/", "code": code})
+
+    assert response.status_code == 422
+    assert [problem["loc"] for problem in response.json()["detail"]] == [["body", "code"]]
+
+
+def test_each_path_of_the_application_is_a_reserved_code() -> None:
+    paths = [
+        *create_app(Settings()).openapi()["paths"],
+        "/docs",
+        "/openapi.json",
+        "/static/app.js",
+        "/live",
+        "/pool/health",
+    ]
+    first_parts = {path.split("/")[1] for path in paths} - {"{code}"}
+
+    assert {"api", "docs", "live", "pool", "static"} <= first_parts
+    assert {part for part in first_parts if re.fullmatch("[A-Za-z0-9_-]+", part)} <= RESERVED_CODES
+
+
+def test_text_that_is_no_unicode_is_bad_input_and_not_a_crash(client: TestClient) -> None:
+    body = rb'{"url": "https://example.com/\ud800", "code": "\ud800\ud800\ud800"}'
+
+    response = client.post("/api/links", content=body, headers={"Content-Type": "application/json"})
+
+    assert response.status_code == 422
+
+
+# --- list and search ---
+
+
+def test_paging_meets_each_link_once_although_links_are_added_meanwhile(client: TestClient) -> None:
+    codes = [shorten(client) for _ in range(7)]
+
+    met: list[str] = []
+    before: int | None = None
+    for number in itertools.count(1):
+        query = {"limit": 3} if before is None else {"limit": 3, "before": before}
+        page = client.get("/api/links", params=query).json()
+        met += [link["code"] for link in page["links"]]
+        assert page["total"] == 6 + number
+        shorten(client)
+        before = page["next"]
+        if before is None:
+            break
+
+    assert met == codes[::-1]
+
+
+@pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 101}, {"before": 0}, {"before": 2**63}, {"q": "x" * 201}])
+def test_a_page_that_cannot_be_is_refused(client: TestClient, query: dict[str, Any]) -> None:
+    assert client.get("/api/links", params=query).status_code == 422
+
+
+def test_search_finds_a_part_of_the_code_or_the_target_in_either_case(client: TestClient) -> None:
+    shorten(client, "https://example.com/Cats", "first")
+    shorten(client, "https://example.org/dogs", "second")
+
+    assert found(client, "cats") == ["first"]
+    assert found(client, " SECOND ") == ["second"]
+    assert found(client, "example") == ["second", "first"]
+    assert found(client, "") == ["second", "first"]
+    assert found(client, "birds") == []
+
+
+@pytest.mark.parametrize("text", ["%", "_", "\\", "'", '"', "%%%", "' OR 1=1 --", "\0"])
+def test_search_takes_every_character_literally(client: TestClient, text: str) -> None:
+    shorten(client, "https://example.com/plain", "plain")
+
+    assert found(client, text) == []
+
+
+# --- follow ---
+
+
+def test_following_a_link_redirects_and_counts_the_click(client: TestClient) -> None:
+    code = shorten(client, "https://example.com/target")
+
+    responses = [client.get(f"/{code}") for _ in range(3)]
+
+    assert [response.status_code for response in responses] == [307] * 3
+    assert {response.headers["location"] for response in responses} == {"https://example.com/target"}
+    assert {response.headers["cache-control"] for response in responses} == {"no-store"}
+    assert clicks_of(client, code) == 3
+
+
+def test_the_click_is_counted_after_the_request_has_given_its_connection_back(narrow: TestClient) -> None:
+    code = shorten(narrow)
+
+    assert narrow.get(f"/{code}").status_code == 307
+
+    assert clicks_of(narrow, code) == 1  # though there is one connection, and the request had it
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/favicon.ico", "/live", "/%00", "/%F0%9F%A6%86", "/%ff", "/'--"])
+def test_an_unknown_code_is_not_found(client: TestClient, path: str) -> None:
+    for_programs = client.get(path)
+    for_people = client.get(path, headers={"Accept": "text/html,*/*;q=0.8"})
+
+    assert for_programs.status_code == for_people.status_code == 404
+    assert for_programs.json() == {"detail": "There is no link with this code."}
+    assert for_people.headers["content-type"] == "text/html; charset=utf-8"
+
+
+def test_a_removed_link_is_gone_with_all_that_was_known_of_it(client: TestClient, tmp_path: Path) -> None:
+    code = shorten(client)
+    client.get(f"/{code}")
+
+    assert client.delete(f"/api/links/{code}").status_code == 204
+
+    assert client.get(f"/{code}").status_code == 404
+    assert client.delete(f"/api/links/{code}").status_code == 404
+    assert client.get("/api/links").json() == {"links": [], "total": 0, "next": None}
+    with closing(sqlite3.connect(tmp_path / "links.db")) as conn:
+        assert conn.execute("SELECT count(*) FROM visits").fetchone() == (0,)
+
+
+# --- export ---
+
+
+def test_the_export_has_every_link_in_the_order_it_was_made(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "EXPORT_BATCH", 4)
+    urls = [f"https://example.com/{number}?a=1,2&b=%22x%22" for number in range(10)]
+    codes = [shorten(client, url) for url in urls]
+
+    response = client.get("/api/links.csv")
+
+    assert response.headers["content-type"] == "text/csv; charset=utf-8"
+    assert response.headers["content-disposition"] == 'attachment; filename="links.csv"'
+    rows = list(csv.DictReader(io.StringIO(response.text)))
+    assert [row["code"] for row in rows] == codes
+    assert [row["url"] for row in rows] == urls
+
+
+def test_no_cell_of_the_export_is_a_formula(client: TestClient) -> None:
+    shorten(client, code="-2-3")
+
+    (row,) = csv.DictReader(io.StringIO(client.get("/api/links.csv").text))
+
+    assert row["code"] == "'-2-3"
+
+
+# --- live ---
+
+
+def test_a_click_is_told_to_every_open_page(client: TestClient) -> None:
+    code = shorten(client)
+
+    with client.websocket_connect("/live") as one, client.websocket_connect("/live") as other:
+        client.get(f"/{code}")
+        client.get(f"/{code}")
+
+        for page in (one, other):
+            assert page.receive_json() == {"code": code, "clicks": 1}
+            assert page.receive_json() == {"code": code, "clicks": 2}
+
+
+def test_an_open_page_holds_no_connection(narrow: TestClient) -> None:
+    with narrow.websocket_connect("/live") as page:
+        page.send_text("anything")
+        page.send_bytes(b"\xff")
+        code = shorten(narrow)
+        narrow.get(f"/{code}")
+        assert page.receive_json() == {"code": code, "clicks": 1}
+
+
+def test_pages_of_other_sites_cannot_listen(client: TestClient) -> None:
+    with client.websocket_connect("/live", headers={"Origin": "http://testserver"}):
+        pass
+    for origin in ("https://evil.example", "null", "http://testserver.evil.example", "http://testserver:81"):
+        with (
+            pytest.raises(WebSocketDisconnect) as refused,
+            client.websocket_connect("/live", headers={"Origin": origin}),
+        ):
+            pass
+        assert refused.value.code == 1008
+
+
+def test_a_listener_that_falls_behind_loses_the_oldest_clicks_and_delays_nobody() -> None:
+    feed = Feed()
+    with feed.listen() as slow:
+        for number in range(BACKLOG + 10):
+            feed.tell(Click(code="code", clicks=number))
+
+        assert [slow.get_nowait().clicks for _ in range(slow.qsize())] == list(range(10, BACKLOG + 10))
+    feed.tell(Click(code="code", clicks=0))
+    assert slow.empty()  # it listens no more
+
+
+# --- statistics ---
+
+
+def test_the_report_sums_up_links_clicks_days_and_referrers(client: TestClient) -> None:
+    for code, referrers in {
+        "first": ["https://news.example/item?id=1", "", "http://["],
+        "second": ["https://news.example"],
+    }.items():
+        shorten(client, code=code)
+        for referrer in referrers:
+            client.get(f"/{code}", headers={"Referer": referrer})
+
+    report = client.get("/api/report").json()
+
+    assert (report["links"], report["clicks"]) == (2, 4)
+    assert report["referrers"] == [{"label": "direct", "clicks": 2}, {"label": "news.example", "clicks": 2}]
+    assert [day["clicks"] for day in report["days"]] == [0] * 13 + [4]
+
+
+def test_the_report_comes_from_a_pool_of_its_own(client: TestClient) -> None:
+    client.get("/api/report")
+
+    metrics = client.get("/pool/metrics").text
+    assert 'connectionpool_acquires_total{pool="report"} 1.0' in metrics
+    assert 'connectionpool_acquires_total{pool="db"} 0.0' in metrics
+
+
+def test_the_report_cannot_write(tmp_path: Path) -> None:
+    conn = pools.ReadOnlyDatabase(tmp_path / "links.db").create()
+    with closing(conn), pytest.raises(sqlite3.OperationalError, match="readonly"):
+        conn.execute("DELETE FROM links")
+
+
+# --- the database ---
+
+
+@pytest.mark.anyio
+async def test_each_connection_is_set_up_for_many_writers(tmp_path: Path) -> None:
+    pool = ConnectionPool(pools.Database(tmp_path / "links.db"), limit=1)
+    async with pool, pool.lease() as conn:
+        found = {}
+        for pragma in ("journal_mode", "foreign_keys", "busy_timeout"):
+            async with conn.execute(f"PRAGMA {pragma}") as cursor:
+                row = await cursor.fetchone()
+            assert row is not None
+            found[pragma] = row[0]
+    assert found == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 5000}
+
+
+@pytest.mark.anyio
+async def test_what_a_request_leaves_open_is_rolled_back(tmp_path: Path) -> None:
+    pool = ConnectionPool(pools.Database(tmp_path / "links.db"), limit=1)
+    async with pool:
+        async with pool.lease() as conn:
+            await conn.execute("BEGIN IMMEDIATE")
+            await conn.execute("INSERT INTO links (code, url) VALUES ('lost', 'https://example.com/')")
+        async with pool.lease() as again:
+            assert again is conn
+            assert not again.in_transaction
+            assert await store.find_target(again, "lost") is None
+
+
+@pytest.mark.anyio
+async def test_a_transaction_that_fails_writes_nothing(tmp_path: Path) -> None:
+    pool = ConnectionPool(pools.Database(tmp_path / "links.db"), limit=1)
+    async with pool, pool.lease() as conn:
+
+        async def fail_halfway() -> None:
+            async with store.transaction(conn):
+                await conn.execute("INSERT INTO links (code, url) VALUES ('lost', 'https://example.com/')")
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail_halfway()
+        assert not conn.in_transaction
+        assert await store.find_target(conn, "lost") is None
+
+
+@pytest.mark.anyio
+async def test_a_click_on_a_link_that_was_removed_meanwhile_is_nothing(tmp_path: Path) -> None:
+    pool = ConnectionPool(pools.Database(tmp_path / "links.db"), limit=1)
+    async with pool, pool.lease() as conn:
+        assert await store.count_click(conn, "gone", "direct") is None
+
+
+def test_a_new_file_can_be_prepared_by_many_at_once(tmp_path: Path) -> None:
+    many = 8
+    with ThreadPoolExecutor(many) as threads:
+        for number in range(30):  # without the lock about one in thirty fails
+            path, barrier = tmp_path / f"{number}.db", threading.Barrier(many)
+
+            def prepare(path: Path = path, barrier: threading.Barrier = barrier) -> None:
+                barrier.wait()
+                pools.prepare(path)
+
+            for done in [threads.submit(prepare) for _ in range(many)]:
+                done.result()
+
+
+# --- what a browser gets ---
+
+
+def page_of(client: TestClient, path: str) -> httpx.Response:
+    response: httpx.Response = client.get(path, headers={"Accept": "text/html"})
+    return response
+
+
+def test_what_users_typed_is_data_and_never_a_part_of_the_page(client: TestClient) -> None:
+    empty = page_of(client, "/").text
+    response = client.post("/api/links", json={"url": XSS, "code": "xss"})
+
+    assert response.headers["content-type"] == "application/json"
+    assert page_of(client, "/").text == empty
+    assert "<script>" not in client.get("/xss").headers["location"]
+
+
+def test_the_script_of_the_page_has_no_way_to_make_html_of_a_text() -> None:
+    script = (STATIC / "app.js").read_text()
+
+    assert "textContent" in script
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(|srcdoc|setHTML", script
+    )
+
+
+@pytest.mark.parametrize("page", sorted(STATIC.glob("*.html")), ids=lambda page: page.name)
+def test_a_page_has_nothing_that_its_policy_forbids(page: Path) -> None:
+    inline: list[str] = []
+
+    class Reader(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            names = dict(attrs)
+            if tag == "style" or (tag == "script" and "src" not in names):
+                inline.append(tag)
+            inline.extend(name for name in names if name == "style" or name.startswith("on"))
+            inline.extend(
+                f"{name}={value}"
+                for name, value in attrs
+                if name in ("src", "href", "action") and re.match("//|[a-z]+:", value or "")
+            )
+
+    Reader().feed(page.read_text())
+    assert inline == []
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/", 200),
+        ("/static/app.js", 200),
+        ("/api/links", 200),
+        ("/api/links?limit=0", 422),
+        ("/api/links.csv", 200),
+        ("/nothing", 404),
+        ("/pool/health", 200),
+        ("/pool/metrics", 200),
+    ],
+)
+def test_every_answer_has_the_strict_policy(client: TestClient, path: str, status: int) -> None:
+    response = page_of(client, path)
+
+    assert response.status_code == status
+    policy = response.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; ")
+    assert "unsafe" not in policy
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["referrer-policy"] == "no-referrer"
+
+
+def test_the_documentation_may_load_what_it_consists_of(client: TestClient) -> None:
+    page = client.get("/docs")
+
+    assert page.status_code == 200
+    policy = page.headers["content-security-policy"]
+    assert "https://cdn.jsdelivr.net" in policy
+    for source in re.findall(r'(?:src|href)="(https://[^/"]+)', page.text):
+        assert source in policy
+
+
+def test_the_health_of_both_pools_can_be_seen(client: TestClient) -> None:
+    health = client.get("/pool/health")
+
+    assert health.status_code == 200
+    assert health.json()["status"] == "pass"
+    assert set(health.json()["pools"]) == {"db", "report"}
+
+
+# --- settings ---
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    for environment in ({}, {"PORT": "", "DATABASE_URL": ""}):
+        settings = Settings.from_environment(environment)
+        assert (settings.host, settings.port, settings.pool_limit) == ("127.0.0.1", 8000, 5)
+        assert settings.database == Path("links.db")
+
+
+def test_the_environment_is_read() -> None:
+    settings = Settings.from_environment(
+        {
+            "HOST": "::1",
+            "PORT": "9000",
+            "DATABASE_URL": "sqlite:////srv/my%20links.db",
+            "POOL_LIMIT": "3",
+            "POOL_MIN_FREE": "3",
+            "POOL_TIMEOUT": "0.5",
+            "PATH": "/bin",
+        }
+    )
+
+    assert (settings.host, settings.port, settings.pool_limit, settings.pool_min_free) == ("::1", 9000, 3, 3)
+    assert settings.pool_timeout == 0.5
+    assert settings.database == Path("/srv/my links.db")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HOST", "not a host"),
+        ("HOST", "http://127.0.0.1"),
+        ("PORT", "eight"),
+        ("PORT", "-1"),
+        ("PORT", "65536"),
+        ("PORT", "80.5"),
+        ("POOL_LIMIT", "0"),
+        ("POOL_LIMIT", "five"),
+        ("POOL_MIN_FREE", "-1"),
+        ("POOL_MIN_FREE", "6"),
+        ("POOL_TIMEOUT", "-1"),
+        ("POOL_TIMEOUT", "nan"),
+        ("POOL_TIMEOUT", "inf"),
+        ("DATABASE_URL", "links.db"),
+        ("DATABASE_URL", "sqlite://"),
+        ("DATABASE_URL", "sqlite:///"),
+        ("DATABASE_URL", "sqlite:///:memory:"),
+        ("DATABASE_URL", "sqlite:///directory/"),
+        ("DATABASE_URL", "sqlite:///links.db?mode=ro"),
+        ("DATABASE_URL", "sqlite:///links%00.db"),
+        ("DATABASE_URL", "postgresql://user:hunter2@db.example/links"),
+    ],
+)
+def test_nonsense_is_refused_in_one_line_that_does_not_repeat_it(name: str, value: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_environment({name: value})
+
+    line = str(refused.value)
+    assert line.startswith(f"{name} must be ")
+    assert "\n" not in line
+    assert "hunter2" not in line
+    assert refused.value.__suppress_context__  # nor does a traceback show what was given
+
+
+def test_settings_do_not_show_where_the_database_is() -> None:
+    assert "secret" not in repr(Settings(database_url="sqlite:///secret.db"))
