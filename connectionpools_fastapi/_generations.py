@@ -65,6 +65,10 @@ class Generations(Generic[T]):
         """Whether something of an older generation is left."""
         return len(self._population) != (self.current in self._population)
 
+    def population(self, generation: int) -> int:
+        """How many there are of one generation."""
+        return self._population[generation]
+
     def total(self) -> int:
         """How many there are of all generations."""
         return self._population.total()

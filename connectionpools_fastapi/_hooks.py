@@ -1,5 +1,6 @@
 """Hooks: where and for how long a user's `create`, `check`, `change` and `clean` run."""
 
+import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ import anyio
 import anyio.to_thread
 
 from ._policy import Policy
-from .errors import HookTimeout, PoolConfigError
+from .errors import HookTimeout, PoolConfigError, own
 from .manager import ResourceManager, T
 
 Create = Callable[[], T | Awaitable[T]]
@@ -84,17 +85,18 @@ class Hooks(Generic[T]):
             takes = "no argument" if name == "create" else "one argument, the resource"
             msg = (
                 f"pool {self._policy.name!r}: {name} is called with {takes}, "
-                f"but its signature is {signature}; write {EXAMPLES[name]}"
+                f"but its parameters are ({', '.join(signature.parameters)}); write {EXAMPLES[name]}"
             )
             raise PoolConfigError(msg) from None
 
     def must_be_awaited(self) -> PoolConfigError:
         """Say that async hooks need an event loop to be opened in."""
         which = ", ".join(sorted(self._async)) or "what a hook returns"
-        return PoolConfigError(
+        msg = (
             f"pool {self._policy.name!r}: {which} must be awaited, but the pool is opened from a plain thread. "
             "Open it with `async with`, or use hooks and a driver that are not async"
         )
+        return own(PoolConfigError(msg))
 
     def enter_loop(self, *, may_await: bool) -> None:
         """Get ready for the loop in which the pool is being opened."""
@@ -102,7 +104,7 @@ class Hooks(Generic[T]):
         self._limiter = None  # belongs to a loop
 
     async def create(self, on_late: Callable[[T], None]) -> T:
-        """Make a resource; one that a thread finishes too late is handed to `on_late`.
+        """Make a resource; one that is finished too late is handed to `on_late`.
 
         Raises:
             HookTimeout: If it takes longer than `hook_timeout`.
@@ -112,13 +114,14 @@ class Hooks(Generic[T]):
         hook = self._hooks["create"]
         assert hook is not None  # noqa: S101 - for the type checker: create is required
         try:
-            resource: T = await self._call("create", delivery.wrap(hook) if self._on_thread("create") else hook)
-        except BaseException:
-            delivery.refuse()
+            resource: T = await self._call("create", delivery.wrap(hook))
+        except BaseException as error:
+            if isinstance(error, HookTimeout) or not isinstance(error, Exception):  # it was cut off
+                delivery.refuse()
             raise
         if resource is None:
             msg = f"pool {self._policy.name!r}: create returned None; return the resource, as {EXAMPLES['create']}"
-            raise PoolConfigError(msg)
+            raise own(PoolConfigError(msg))
         return resource
 
     async def check(self, resource: T) -> bool:
@@ -157,7 +160,7 @@ class Hooks(Generic[T]):
             return result
         assert scope.cancelled_caught  # noqa: S101 - the only other way out of the block
         msg = f"pool {self._policy.name!r}: {name} took longer than hook_timeout={self._policy.hook_timeout:g} s"
-        raise HookTimeout(msg)
+        raise own(HookTimeout(msg))
 
     def _threads(self) -> anyio.CapacityLimiter:
         if self._limiter is None:
@@ -166,7 +169,12 @@ class Hooks(Generic[T]):
 
 
 class _Delivery(Generic[T]):
-    """Sees to it that what a thread creates reaches the pool or, too late, `on_late`."""
+    """Sees to it that what `create` makes reaches the pool or, too late, `on_late`.
+
+    Too late is what a thread still makes after it was given up, and what the awaitable
+    that a `def` hook returned may have begun to make, as drivers return their connection
+    itself to be awaited.
+    """
 
     def __init__(self, on_late: Callable[[T], None]) -> None:
         self._on_late = on_late
@@ -197,26 +205,26 @@ class _Delivery(Generic[T]):
             self._turn_away(resource)
 
     def _turn_away(self, resource: T) -> None:
-        if inspect.iscoroutine(resource):  # not awaited, so nothing was made
+        if inspect.iscoroutine(resource) or isinstance(resource, asyncio.Future):  # and no resource itself
             _dispose(resource)
         elif resource is not None:
             self._on_late(resource)
 
 
 def _dispose(awaitable: Awaitable[Any]) -> None:
-    with suppress(AttributeError, RuntimeError):
+    with suppress(AttributeError, RuntimeError, ValueError):
         awaitable.close()  # type: ignore[attr-defined] # a coroutine: it must not warn that nobody awaited it
 
 
 def _is_async(hook: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(hook, "__call__", None))  # noqa: B004
+    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(getattr(type(hook), "__call__", None))  # noqa: B004
 
 
 def hooks_of(manager: ResourceManager[T]) -> dict[str, Any]:
     """Return a manager's hooks by name; None for those that it did not override."""
     return {
         name: getattr(manager, name)
-        if name == "create" or getattr(type(manager), name) is not getattr(ResourceManager, name)
+        if getattr(getattr(manager, name), "__func__", None) is not getattr(ResourceManager, name)
         else None
         for name in EXAMPLES
     }

@@ -6,20 +6,24 @@ cancellation reaches, and the one timer for whatever is due next.
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from ._hooks import Hooks
+from ._ledger import Action
 from ._loop import Loop, Timer
 from ._slot import Creation, Slot
-from ._state import Action, State
+from ._state import State
 from ._waiters import Waiter
-from .errors import WrongEventLoop, describe
+from .errors import WrongEventLoop, describe, own
 from .manager import T
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+# What a hook said, to be committed with the time at which it said so.
+Outcome = Callable[[float], None]
 
 logger = logging.getLogger("connectionpools_fastapi")
 
@@ -32,11 +36,17 @@ class Keeper(Generic[T]):
         self._hooks = hooks
         self._clock = clock
         self.loop: Loop | None = None
-        # Protects the state (but for its fast path) and `_due`. While it is held nothing is
-        # awaited, called back, logged or woken: decisions only.
+        # Protects the state (but for its fast path), `loop` and `_due`. While it is held nothing
+        # is awaited, called back, logged or woken: decisions only.
         self._lock = threading.Lock()
         self._due = float("inf")  # when the timer is set to ring
         self._timer: Timer | None = None
+        self._jobs: dict[Action, Callable[[Any], Coroutine[Any, Any, Outcome]]] = {
+            Action.CREATE: self._create,
+            Action.CHECK: self._check,
+            Action.CHANGE: self._change,
+            Action.CLEAN: self._clean,
+        }
 
     def commit(self, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Make one decision of the state, then carry out what it asks for; from any thread."""
@@ -54,6 +64,19 @@ class Keeper(Generic[T]):
             self._carry_out()
             if ring_earlier:
                 self._set_timer()
+
+    def move(self, loop: Loop, *, may_await: bool) -> None:
+        """Live in this loop from now on; part of a decision."""
+        if self.has_lost_loop():
+            self._state.abandon(self._clock())
+        self.loop = loop
+        self._timer = None
+        self._due = float("inf")
+        self._hooks.enter_loop(may_await=may_await)
+
+    def has_lost_loop(self) -> bool:
+        """Whether the pool's loop has ended without the pool."""
+        return self.loop is not None and self.loop.has_ended()
 
     def _carry_out(self) -> None:
         todo = self._state.todo
@@ -74,72 +97,61 @@ class Keeper(Generic[T]):
             self.commit(self._state.withdraw, waiter, self._clock())
 
     def _start(self, action: Action, subject: Slot[T] | Creation) -> None:
-        job = getattr(self, f"_{action.value}")
         try:
             if self.loop is None:
                 raise RuntimeError
-            self.loop.spawn(partial(job, subject))
+            self.loop.spawn(partial(self._perform, action, subject))
         except RuntimeError:
             self._report(action, subject, self.orphaned())
 
     # --- the pool's own tasks -------------------------------------------------------------
 
-    async def _create(self, creation: Creation) -> None:
-        failing = self._state.outage.failures > 0
+    async def _perform(self, action: Action, subject: Any) -> None:
+        """Call a hook, and commit what it said."""
         try:
-            resource = await self._hooks.create(self._clean_late)
+            outcome = await self._jobs[action](subject)
+        except GeneratorExit:  # thrown away with its loop: at any moment, so no lock may be taken
+            raise
         except BaseException as error:
-            self._report(Action.CREATE, creation, error)
+            self._report(action, subject, error)
             if not isinstance(error, Exception):
                 raise
         else:
-            self.commit(self._state.created, creation, resource, self._clock())
-            if failing:
+            was_failing = self._state.outage.failures > 0
+            self.commit(outcome, self._clock())
+            if was_failing and not self._state.outage.failures:
                 logger.info("pool %r: create works again", self._state.policy.name)
 
-    async def _check(self, slot: Slot[T]) -> None:
-        try:
-            healthy = await self._hooks.check(slot.resource)
-        except BaseException as error:
-            self._report(Action.CHECK, slot, error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            self.commit(self._state.checked, slot, self._clock(), healthy=healthy)
+    async def _create(self, creation: Creation) -> Outcome:
+        resource = await self._hooks.create(self._clean_late)
+        return partial(self._state.created, creation, resource)
 
-    async def _change(self, slot: Slot[T]) -> None:
-        try:
-            await self._hooks.change(slot.resource)
-        except BaseException as error:
-            self._report(Action.CHANGE, slot, error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            self.commit(self._state.changed, slot, self._clock(), failed=False)
+    async def _check(self, slot: Slot[T]) -> Outcome:
+        healthy = await self._hooks.check(slot.resource)
+        return partial(self._state.checked, slot, healthy=healthy)
 
-    async def _clean(self, slot: Slot[T]) -> None:
-        try:
-            await self._hooks.clean(slot.resource)
-        except BaseException as error:
-            self._report(Action.CLEAN, slot, error)
-            if not isinstance(error, Exception):
-                raise
-        else:
-            self.commit(self._state.cleaned, slot, failed=False)
+    async def _change(self, slot: Slot[T]) -> Outcome:
+        await self._hooks.change(slot.resource)
+        return partial(self._state.changed, slot, failed=False)
+
+    async def _clean(self, slot: Slot[T]) -> Outcome:
+        await self._hooks.clean(slot.resource)
+        return partial(self._state.cleaned, slot, failed=False)
 
     def _report(self, action: Action, subject: Any, error: BaseException) -> None:
-        """Commit that a hook failed."""
+        """Commit that a hook failed, and log it."""
         state, now = self._state, self._clock()
+        was_failing = state.outage.failures > 0
         if action is Action.CREATE:
             self.commit(state.create_failed, subject, error, now)
-            if state.outage.failures > 1:
+            if was_failing:
                 return  # said once; health and metrics say that it goes on
         elif action is Action.CHECK:
             self.commit(state.checked, subject, now, healthy=False)
         elif action is Action.CHANGE:
             self.commit(state.changed, subject, now, failed=True)
         else:
-            self.commit(state.cleaned, subject, failed=True)
+            self.commit(state.cleaned, subject, now, failed=True)
         logger.warning("pool %r: %s failed with %s", state.policy.name, action.value, describe(error))
 
     def _clean_late(self, resource: T) -> None:
@@ -158,11 +170,12 @@ class Keeper(Generic[T]):
             logger.warning("pool %r: a resource was created too late to be cleaned", self._state.policy.name)
 
     def orphaned(self) -> WrongEventLoop:
+        """Say that the pool's loop has ended without the pool."""
         msg = (
             f"pool {self._state.policy.name!r}: the event loop that opened it has ended. "
-            "Close the pool before its loop ends, and open it again in the new one"
+            "Close a pool before its loop ends; now write `await pool.close()` in another one, and open it again there"
         )
-        return WrongEventLoop(msg)
+        return own(WrongEventLoop(msg))
 
     # --- the timer ------------------------------------------------------------------------
 
@@ -175,13 +188,13 @@ class Keeper(Generic[T]):
             else:
                 self.loop.call_soon(self._wind)
         except RuntimeError:
-            return  # the loop has ended, and with it all tasks that could wait for the timer
+            return  # the loop has ended; tasks of other loops, and threads, watch their own time
 
     def _wind(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         loop = self.loop
-        if loop is not None:
+        if loop is not None and loop.is_here():  # and not the one before
             self._timer = loop.call_later(max(0.0, self._due - self._clock()), self._ring)
 
     def _ring(self) -> None:

@@ -5,11 +5,13 @@ this module is the same for both.
 """
 
 import asyncio
+import concurrent.futures
 import contextvars
 import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Protocol
 
 from ._waiters import AsyncioWaiter, TaskWaiter
@@ -23,6 +25,10 @@ class Timer(Protocol):
 
     def cancel(self) -> None:
         """Let it not happen."""
+
+
+class LoopEnded(RuntimeError):  # noqa: N818 - reads as what happened
+    """The loop ended before it had run what it was to run."""
 
 
 class Loop(ABC):
@@ -46,7 +52,11 @@ class Loop(ABC):
 
     @abstractmethod
     def run(self, job: Job) -> None:
-        """Run a task in this loop and wait for it, in a thread that is not the loop's own."""
+        """Run a task in this loop and wait for it, in a thread that is not the loop's own.
+
+        Raises:
+            LoopEnded: If the loop ends first, or has ended.
+        """
 
     @abstractmethod
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
@@ -73,15 +83,43 @@ class AsyncioLoop(Loop):
             self._loop.call_soon_threadsafe(self._start, job)
 
     def _start(self, job: Job) -> None:
-        task = self._loop.create_task(job(), context=contextvars.Context())
+        task = self._loop.create_task(self._run(job), context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, job: Job) -> None:
+        try:
+            await job()
+        except asyncio.CancelledError:
+            # `asyncio.run` ends: it waits for the tasks that it cancels, but not for those
+            # that these have started meanwhile, say to clean what could not be changed.
+            if task := asyncio.current_task():
+                self._tasks.discard(task)
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+            raise
 
     def call_soon(self, call: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(call)
 
     def run(self, job: Job) -> None:
-        asyncio.run_coroutine_threadsafe(job(), self._loop).result()
+        coroutine = job()
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        except RuntimeError:
+            coroutine.close()
+            raise LoopEnded from None
+        try:
+            while not concurrent.futures.wait([future], timeout=1).done:
+                if not self._loop.is_running():  # it has forgotten what it was to call
+                    coroutine.close()
+                    raise LoopEnded
+            future.result()
+        except concurrent.futures.CancelledError:
+            raise LoopEnded from None
+        except BaseException:
+            future.cancel()
+            raise
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         return self._loop.call_later(delay, call, context=contextvars.Context())
@@ -92,17 +130,19 @@ class PrivateLoop(AsyncioLoop):
 
     def __init__(self, name: str) -> None:
         super().__init__(asyncio.new_event_loop())
+        self._stop = asyncio.Event()
         # A daemon: a pool that nobody closed must not keep the process from ending.
-        self._thread = threading.Thread(target=self._run, name=f"pool {name}", daemon=True)
+        self._thread = threading.Thread(target=self._live, name=f"pool {name}", daemon=True)
         self._thread.start()
 
-    def _run(self) -> None:
+    def _live(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.get_loop().run_forever()
+            runner.run(self._stop.wait())
 
     def stop(self) -> None:
-        """End the loop and its thread."""
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        """End the loop and its thread; to stop it twice does no harm."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
 

@@ -12,84 +12,88 @@ from .errors import (
     PoolTimeout,
     ResourceUnavailable,
     TooManyWaiting,
+    WrongEventLoop,
     describe,
+    own,
 )
-from .stats import Holder, PoolStats
+from .stats import USE_BOUNDS, PoolStats, Recorder
 
 if TYPE_CHECKING:
-    from ._state import State
+    from ._ledger import Ledger
 
 
-def subject(state: State[Any]) -> str:
+def subject(ledger: Ledger[Any]) -> str:
     """Name the pool and its numbers, as every error does."""
-    free = len(state.free)
-    taken = max(0, len(state.slots) - free)
+    free = len(ledger.free)
+    taken = max(0, len(ledger.slots) - free)
     return (
-        f"pool {state.policy.name!r} (limit {state.limit}: {free} free, {taken} taken, "
-        f"{len(state.creating)} creating, {len(state.queue)} waiting)"
+        f"pool {ledger.policy.name!r} (limit {ledger.limit}: {free} free, {taken} taken, "
+        f"{len(ledger.creating)} creating, {len(ledger.queue)} waiting)"
     )
 
 
-def not_leased(state: State[Any]) -> NotLeased:
+def not_leased(ledger: Ledger[Any]) -> NotLeased:
     """Say that something is not leased from this pool."""
     return NotLeased(
-        f"{subject(state)}: this is not leased from it. Give back what acquire returned, "
+        f"{subject(ledger)}: this is not leased from it. Give back what acquire returned, "
         "once, to the pool that it came from"
     )
 
 
-def timed_out(state: State[Any], waited: float) -> PoolTimeout:
+def timed_out(ledger: Ledger[Any], waited: float) -> PoolTimeout:
     """Say that a caller waited in vain."""
     return PoolTimeout(
-        f"{subject(state)}: no resource came free within {waited:.3g} s. "
+        f"{subject(ledger)}: no resource came free within {waited:.3g} s. "
         "Give resources back sooner, or raise limit or timeout"
     )
 
 
-def full(state: State[Any]) -> TooManyWaiting:
+def full(ledger: Ledger[Any]) -> TooManyWaiting:
     """Say that the queue is full."""
     return TooManyWaiting(
-        f"{subject(state)}: max_waiting={state.policy.max_waiting} callers wait already. "
+        f"{subject(ledger)}: max_waiting={ledger.policy.max_waiting} callers wait already. "
         "Give resources back sooner, or raise limit or max_waiting"
     )
 
 
-def not_open(state: State[Any]) -> PoolClosed:
+def not_open(ledger: Ledger[Any]) -> PoolClosed:
     """Say that the pool is not open, and how to open it."""
-    if state.status.value == "new":
+    if ledger.status.value == "new":
         return PoolClosed(
-            f"{subject(state)} was never opened. Let the application's lifespan open it "
+            f"{subject(ledger)} was never opened. Let the application's lifespan open it "
             "(install_pools(app, pool) or FastAPI(lifespan=pool_lifespan(pool)); in tests `with TestClient(app)`; "
             "a mounted sub-application's own lifespan never runs), or write `async with pool:`"
         )
-    return PoolClosed(f"{subject(state)} is {state.status.value}. Nothing can be leased until it is opened again")
+    return PoolClosed(f"{subject(ledger)} is {ledger.status.value}. Nothing can be leased until it is opened again")
 
 
-def open_already(state: State[Any]) -> PoolConfigError:
+def open_already(ledger: Ledger[Any]) -> PoolConfigError:
     """Say that a pool is opened a second time."""
     return PoolConfigError(
-        f"{subject(state)} is {state.status.value} already. Open it in one place only, "
+        f"{subject(ledger)} is {ledger.status.value} already. Open it in one place only, "
         "and again only after it was closed"
     )
 
 
-def same_object(state: State[Any]) -> PoolConfigError:
+def same_object(ledger: Ledger[Any]) -> PoolConfigError:
     """Say that `create` returned something twice."""
-    return PoolConfigError(
-        f"{subject(state)}: create returned an object that the pool already holds. Return a new one at each call"
+    return own(
+        PoolConfigError(
+            f"{subject(ledger)}: create returned an object that the pool already holds. Return a new one at each call"
+        )
     )
 
 
-def unavailable(state: State[Any], now: float) -> PoolError:
+def unavailable(ledger: Ledger[Any], now: float) -> PoolError:
     """Say that `create` fails; a mistake in the hook itself is told as what it is."""
-    cause = state.outage.cause
-    if isinstance(cause, PoolConfigError):
-        return PoolConfigError(str(cause))
-    wait = state.outage.retry_after(now)
-    times = "once" if state.outage.failures == 1 else f"{state.outage.failures} times"
+    cause = ledger.outage.cause
+    if isinstance(cause, (PoolConfigError, WrongEventLoop)) and cause.is_own:
+        return type(cause)(str(cause))
+    wait = ledger.outage.retry_after(now)
+    times = "once" if ledger.outage.failures == 1 else f"{ledger.outage.failures} times"
     kind = describe(cause) if cause is not None else "nothing"
     error = ResourceUnavailable(
-        f"{subject(state)}: create failed {times}, last with {kind}. The pool tries again in {wait:.2g} s; "
+        f"{subject(ledger)}: create failed {times}, last with {kind}. The pool tries again in {wait:.2g} s; "
         "see that the back-end is up and that create connects to the right one",
         wait,
     )
@@ -97,39 +101,48 @@ def unavailable(state: State[Any], now: float) -> PoolError:
     return error
 
 
-def holders(state: State[Any], now: float) -> list[Holder]:
-    """Say who holds a lease, the longest first."""
-    slots = sorted(state.taken.values(), key=lambda slot: slot.since)
-    return [Holder(name=str(slot.holder or "unnamed"), age=now - slot.since) for slot in slots]
+def holders(ledger: Ledger[Any], now: float) -> list[tuple[object, float]]:
+    """Say who holds a lease and for how long, the longest first; to name them runs users' code, so not here."""
+    slots = sorted(ledger.taken.values(), key=lambda slot: slot.since)
+    return [(slot.holder, now - slot.since) for slot in slots]
 
 
-def stats(state: State[Any], now: float) -> PoolStats:
-    """Take a snapshot whose states add up, also while the fast path takes and puts back."""
-    totals = state.totals
-    slots = tuple(state.slots.values())
-    free = min(len(state.free), len(slots))
-    taken = len(slots) - free
-    use = totals.use_by(slot.use for slot in slots)
-    acquires = use.count + taken - len(state.checking) - len(state.changing)
+def stats(ledger: Ledger[Any], now: float) -> PoolStats:
+    """Take a snapshot whose states add up, also while the fast path takes and puts back.
+
+    So that no total ever goes back, a slot itself is asked whether it is leased: it is
+    if it was leased out more often than its leases have ended, in this order of reading.
+    """
+    totals = ledger.totals
+    use = Recorder(USE_BOUNDS)
+    use.add(totals.past_use)
+    leased = 0
+    for slot in ledger.slots.values():
+        ended = slot.use.snapshot()
+        leased += slot.leases > ended.count
+        use.add(ended)
+    releases = use.count()
+    acquires = releases + leased
+    taken = leased + len(ledger.checking) + len(ledger.changing)
     create = totals.create.snapshot()
-    cause = state.outage.cause
+    cause = ledger.outage.cause
     failing = cause is not None
     return PoolStats(
-        name=state.policy.name,
-        status=state.status.value,
-        limit=state.limit,
-        free=free,
+        name=ledger.policy.name,
+        status=ledger.status.value,
+        limit=ledger.limit,
+        free=len(ledger.slots) - taken,
         taken=taken,
-        checking=len(state.checking),
-        changing=len(state.changing),
-        creating=len(state.creating),
-        cleaning=len(state.cleaning),
-        waiting=len(state.queue),
+        checking=len(ledger.checking),
+        changing=len(ledger.changing),
+        creating=len(ledger.creating),
+        cleaning=len(ledger.cleaning),
+        waiting=len(ledger.queue),
         failing=failing,
         cause=None if cause is None else describe(cause),
-        retry_after=state.outage.retry_after(now) if failing else None,
+        retry_after=ledger.outage.retry_after(now) if failing else None,
         acquires=acquires,
-        releases=use.count,
+        releases=releases,
         timeouts=totals.timeouts,
         withdrawals=totals.withdrawals,
         refusals=dict(totals.refusals),
@@ -140,6 +153,6 @@ def stats(state: State[Any], now: float) -> PoolStats:
         detached=totals.detached,
         discards=dict(totals.discards),
         wait=totals.wait_of(acquires),
-        use=use,
+        use=use.snapshot(),
         create=create,
     )

@@ -2,120 +2,31 @@
 
 No lock, clock, await, thread or logging: `now` is an argument, and what a decision asks
 for (wake this waiter, call that hook) is left in `todo`, to be carried out after the
-lock is released. All methods need the pool's lock but `take`, `end` and `put_back`.
-These are the fast path, built from single operations that are atomic on CPython with
-and without the GIL. They lose no wake-up: who gives back first appends the slot and then
-looks at the gate; who waits first raises the gate and then looks for a free slot.
+lock is released. All methods need the pool's lock; the fast path is in `_ledger`.
 """
 
 import random
-from collections import deque
 from collections.abc import Callable
-from enum import Enum
-from typing import Any, Generic
 
 from . import _report as report
-from ._generations import Generations
-from ._outage import Outage
+from ._ledger import Action, Ledger, Status
 from ._policy import Policy
-from ._queue import Queue
 from ._slot import Creation, Slot
-from ._totals import Totals
 from ._waiters import Waiter
 from .errors import PoolError
 from .manager import T
 
 
-class Status(Enum):
-    """Where a pool is in its life."""
-
-    NEW = "new"
-    OPEN = "open"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-class Action(Enum):
-    """What a decision asks the pool to carry out, and for whom."""
-
-    WAKE = "wake"  # a waiter
-    CREATE = "create"  # a creation
-    CHECK = "check"  # a slot, as in the next two
-    CHANGE = "change"
-    CLEAN = "clean"
-
-
-class State(Generic[T]):
-    """Who has what, who waits for what, and what happens next."""
+class State(Ledger[T]):
+    """What happens next: who gets what, what is created, and who is told what."""
 
     def __init__(
         self, policy: Policy, *, has_check: bool, has_change: bool, chance: Callable[[], float] = random.random
     ) -> None:
-        self.policy = policy
-        self.limit = policy.limit
-        self.status = Status.NEW
-        self.has_change = has_change
-        self.has_check = has_check
-        self._check_after = policy.check_after if has_check else float("inf")
-        self._min_free = policy.min_free
-        # Raised while anything but "take a free one, put it back" may be called for.
-        self.gate = True
-        # A resource is in exactly one of these; `slots` has all but those in `cleaning`.
-        self.free: deque[Slot[T]] = deque()  # the least recently used on the left
-        self.taken: dict[int, Slot[T]] = {}
-        self.checking: set[Slot[T]] = set()
-        self.changing: set[Slot[T]] = set()
-        self.cleaning: set[Slot[T]] = set()
-        self.slots: dict[int, Slot[T]] = {}
-        self.creating: set[Creation] = set()
-        self._next_free, self._undo_next_free = (
-            (self.free.pop, self.free.append) if policy.reuse == "lifo" else (self.free.popleft, self.free.appendleft)
-        )
-        self.generations: Generations[T] = Generations()
-        self.queue: Queue[T] = Queue()
+        super().__init__(policy, has_check=has_check, has_change=has_change, chance=chance)
         self._watchers: list[Waiter[T]] = []  # want to know how the next create or check ends
-        self.outage = Outage(chance)
         self._proved_at = float("-inf")  # when a create or a check last succeeded
         self._probing_since: float | None = None  # when somebody began to wait for that
-        self.totals = Totals()
-        # Left for the caller to carry out, by any thread, without the lock.
-        self.todo: deque[tuple[Action, Any]] = deque()
-
-    # --- the fast path: no lock -----------------------------------------------------------
-
-    def take(self, now: float) -> Slot[T] | None:
-        """Lease out a free resource that is fresh; None where the lock is needed to say more."""
-        if self.gate or len(self.free) <= self._min_free:
-            return None
-        try:
-            slot = self._next_free()
-        except IndexError:  # another thread was faster
-            return None
-        if now > slot.fresh_until:
-            self._undo_next_free(slot)
-            return None
-        slot.since = now
-        self.taken[slot.key] = slot
-        return slot
-
-    def end(self, slot: Slot[T], now: float) -> None:
-        """End a lease: the one step that decides, among several threads, who gives it back.
-
-        Raises:
-            NotLeased: If the lease has ended before.
-        """
-        if self.taken.pop(slot.key, None) is not slot:
-            raise report.not_leased(self)
-        slot.holder = None
-        slot.use.record(now - slot.since)
-
-    def put_back(self, slot: Slot[T], now: float) -> bool:
-        """Make a slot free whose lease has ended; False where that takes `release`."""
-        if self.gate or self.has_change:
-            return False
-        slot.fresh_until = now + self._check_after
-        self.free.append(slot)
-        return True
 
     # --- life -----------------------------------------------------------------------------
 
@@ -145,12 +56,13 @@ class State(Generic[T]):
 
     def write_off(self) -> None:
         """Stop waiting for those that are leased out; they are cleaned when they come back."""
-        for slot in tuple(self.taken.values()):
+        for slot in list(self.taken.values()):
             self._leave(slot.generation)
             slot.generation = self.generations.enter_lost()
 
     def expire(self, now: float) -> int:
         """Retire all that exist: the free at once, each other one when it comes back."""
+        self.gate = True
         retired = self.generations.next()
         self.settle(now)
         return retired
@@ -180,14 +92,11 @@ class State(Generic[T]):
             raise report.not_open(self)
         if self.queue:
             return None
-        slot = self._pop_free()
-        if slot is not None and now <= slot.fresh_until:
-            slot.since = now
-            self.taken[slot.key] = slot
+        slot = self._pop_fresh(now)
+        if slot is not None:
+            self._lease_out(slot, now)
             self.settle(now)
             return slot
-        if slot is not None:
-            self._undo_next_free(slot)
         if not self._arriving():
             self._ready_one(now)
         return None
@@ -227,9 +136,10 @@ class State(Generic[T]):
         slot = waiter.slot
         if slot is not None:
             waiter.slot = None
-            self.totals.wait.record(waiter.waited, -1)
-            del self.taken[slot.key]
+            self.end(slot, now)
             self._undo_next_free(slot)
+            if self.outage.failures:
+                self._doubt_free()
         elif waiter in self.queue:
             self.queue.leave(waiter)
         else:
@@ -245,17 +155,6 @@ class State(Generic[T]):
             self.settle(now)
 
     # --- release: of a slot whose lease was ended by `end` ------------------------------------
-
-    def leased(self, resource: T) -> Slot[T]:
-        """Find the slot of a leased resource, by identity.
-
-        Raises:
-            NotLeased: If it is not leased from this pool.
-        """
-        slot = self.taken.get(id(resource))
-        if slot is None:
-            raise report.not_leased(self)
-        return slot
 
     def release(self, slot: Slot[T], done: Waiter[T] | None, now: float) -> bool:
         """Change, retire or hand on what came back; True if `done` will be woken after a change."""
@@ -304,7 +203,7 @@ class State(Generic[T]):
 
     def created(self, creation: Creation, resource: T, now: float) -> None:
         """Welcome a new resource; whoever is next in line gets it."""
-        if id(resource) in self.slots:
+        if id(resource) in {*self.slots, *(slot.key for slot in self.cleaning)}:
             self.create_failed(creation, report.same_object(self), now)
             return
         self.creating.remove(creation)
@@ -321,6 +220,7 @@ class State(Generic[T]):
 
     def create_failed(self, creation: Creation, cause: BaseException, now: float) -> None:
         """Back off; the head of the queue is told, and all who have nothing left to wait for."""
+        self.gate = True
         self.creating.remove(creation)
         self.totals.create_failures += 1
         self.outage.note(cause, started=creation.started, now=now)
@@ -336,7 +236,7 @@ class State(Generic[T]):
         self.checking.remove(slot)
         if healthy and slot.generation == self.generations.current:
             slot.fresh_until = now + self._check_after
-            # Nobody wants it: it stays the least recently used.
+            # Where nobody wants it, it stays the least recently used.
             self._undo_next_free(slot) if self.queue else self.free.appendleft(slot)
         else:
             self._discard(slot, "expired" if healthy else "check")
@@ -348,13 +248,27 @@ class State(Generic[T]):
                 self._tell_watchers(None)
         self.settle(now)
 
-    def cleaned(self, slot: Slot[T], *, failed: bool) -> None:
+    def cleaned(self, slot: Slot[T], now: float, *, failed: bool) -> None:
         """Let go of a slot whose `clean` is over, whether it raised or not."""
         self.cleaning.remove(slot)
         self.totals.cleans += 1
         self.totals.clean_failures += failed
         self._leave(slot.generation)
-        self._set_gate()
+        self.settle(now)
+
+    def abandon(self, now: float) -> None:
+        """Give up all calls of hooks, none of which will ever end: their loop has."""
+        for slot in tuple(self.cleaning):
+            self.cleaned(slot, now, failed=True)
+        for slot in tuple(self.checking):
+            self.checked(slot, now, healthy=False)
+        for slot in tuple(self.changing):
+            self.changed(slot, now, failed=True)
+        for creation in tuple(self.creating):
+            self.creating.remove(creation)
+            self.totals.create_failures += 1
+            self._leave(creation.generation)
+        self.settle(now)
 
     # --- the back-end -------------------------------------------------------------------------
 
@@ -408,14 +322,10 @@ class State(Generic[T]):
         """Hand over what is free, order what is missing, and fail who cannot be served."""
         if self.generations.are_turning_over():
             self._sweep_free()
-        while self.queue and (slot := self._pop_free()) is not None:
-            if now <= slot.fresh_until:
-                self._grant(self.queue.head(), slot, now)
-            elif len(self.queue) > self._arriving():
-                self._start_check(slot)
-            else:
-                self._undo_next_free(slot)
-                break
+        while self.queue and (slot := self._pop_fresh(now)) is not None:
+            self._grant(self.queue.head(), slot, now)
+        while len(self.queue) > self._arriving() and (slot := self._pop_free()) is not None:
+            self._start_check(slot)
         if not self.outage.failures:
             wanted = len(self.queue) + max(0, self._min_free - len(self.free))
             while wanted > self._arriving() and self._has_room() and len(self.creating) < self.policy.max_creating:
@@ -435,8 +345,7 @@ class State(Generic[T]):
 
     def _grant(self, waiter: Waiter[T], slot: Slot[T], now: float) -> None:
         self.queue.leave(waiter)
-        slot.since = now
-        self.taken[slot.key] = slot
+        self._lease_out(slot, now)
         waiter.slot = slot
         waiter.waited = now - waiter.asked_at
         self.totals.wait.record(waiter.waited)
@@ -459,56 +368,20 @@ class State(Generic[T]):
 
     def _start_probe(self, now: float) -> bool:
         if not self._arriving():
-            if self.has_check and self.free:
-                self._start_check(self.free.popleft())
+            slot = self._pop_coldest() if self.has_check else None
+            if slot is not None:
+                self._start_check(slot)
             elif not self.slots and self._has_room():
                 self._start_creation(now)
         return self._arriving() > 0
 
     def _ready_one(self, now: float) -> None:
         """Check or create one on behalf of a caller that does not wait."""
-        if self.free:
-            slot = self._pop_free()
-            if slot is not None:
-                self._start_check(slot)
+        slot = self._pop_free()
+        if slot is not None:
+            self._start_check(slot)
         elif self._has_room() and not self.outage.failures:
             self._start_creation(now)
-
-    def _discard(self, slot: Slot[T], reason: str) -> None:
-        self._remove(slot)
-        self.totals.discards[reason] += 1
-        self.cleaning.add(slot)
-        self.todo.append((Action.CLEAN, slot))
-
-    def _remove(self, slot: Slot[T]) -> None:
-        del self.slots[slot.key]
-        self.totals.past_use.add(slot.use)
-
-    def _leave(self, generation: int) -> None:
-        for waiter in self.generations.leave(generation):
-            self.todo.append((Action.WAKE, waiter))
-
-    def _pop_free(self) -> Slot[T] | None:
-        try:
-            return self._next_free()
-        except IndexError:
-            return None
-
-    def _sweep_free(self) -> None:
-        for _ in range(len(self.free)):  # all round once: the order stays
-            slot = self.free.popleft()
-            if slot.generation == self.generations.current:
-                self.free.append(slot)
-            else:
-                self._discard(slot, "expired")
-
-    def _doubt_free(self) -> None:
-        """Have each free resource checked before its next use, however fresh it was."""
-        if self.has_check:
-            for _ in range(len(self.free)):
-                slot = self.free.popleft()
-                slot.fresh_until = float("-inf")
-                self.free.append(slot)
 
     def _prove(self, now: float) -> None:
         self._proved_at = now

@@ -1,7 +1,5 @@
 """Totals: what happened in a pool since it was made."""
 
-from collections.abc import Iterable
-
 from .stats import CREATE_BOUNDS, USE_BOUNDS, WAIT_BOUNDS, Histogram, Recorder
 
 
@@ -20,14 +18,6 @@ class Totals:
         self.wait = Recorder(WAIT_BOUNDS)
         self.create = Recorder(CREATE_BOUNDS)
         self.past_use = Recorder(USE_BOUNDS)
-
-    def use_by(self, recorders: Iterable[Recorder]) -> Histogram:
-        """Add up the uses of the slots that are and of those that were."""
-        total = Recorder(USE_BOUNDS)
-        total.add(self.past_use)
-        for recorder in recorders:
-            total.add(recorder)
-        return total.snapshot()
 
     def wait_of(self, acquires: int) -> Histogram:
         """Add to those who waited the others, whom nobody counts as they pass."""

@@ -2,10 +2,11 @@
 
 import contextvars
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
-from ._loop import Job, Loop, Timer
+from ._loop import Job, Loop, LoopEnded, Timer
 from ._waiters import TaskWaiter
 from .manager import T
 
@@ -47,16 +48,32 @@ class TrioLoop(Loop):
         if self.is_here():
             self._start(job)
         else:
-            self._token.run_sync_soon(self._start, job)
+            self.call_soon(lambda: self._start(job))
 
     def _start(self, job: Job) -> None:
-        trio.lowlevel.spawn_system_task(job, context=contextvars.Context())
+        trio.lowlevel.spawn_system_task(self._run, job, context=contextvars.Context())
+
+    async def _run(self, job: Job) -> None:
+        # Whatever a system task raises crashes the whole run, even what a hook raised as the run ended.
+        try:
+            await job()
+        except (Exception, trio.Cancelled):
+            raise
+        except BaseException:  # noqa: BLE001 - the job has reported it
+            await trio.lowlevel.checkpoint_if_cancelled()
 
     def call_soon(self, call: Callable[[], None]) -> None:
-        self._token.run_sync_soon(call)
+        self._token.run_sync_soon(self._call, call)
+
+    def _call(self, call: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the run is at its end and takes no new tasks
+            call()
 
     def run(self, job: Job) -> None:
-        trio.from_thread.run(job, trio_token=self._token)
+        try:
+            trio.from_thread.run(job, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled):
+            raise LoopEnded from None
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         scope = trio.CancelScope()

@@ -6,6 +6,7 @@ of its exception only, and carry the exception itself as `__cause__`.
 """
 
 import os
+from typing import TypeVar
 
 
 class PoolError(Exception):
@@ -17,6 +18,7 @@ class PoolError(Exception):
     """
 
     retry_after: float | None = None
+    is_own: bool = False  # see `own`
 
 
 class PoolConfigError(PoolError, ValueError):
@@ -64,6 +66,15 @@ class HookTimeout(PoolError, TimeoutError):  # noqa: N818 - as asyncio.TimeoutEr
     """A hook took longer than `hook_timeout`."""
 
 
+E = TypeVar("E", bound=PoolError)
+
+
+def own(error: E) -> E:
+    """Mark an error as the pool's own words about a hook; one that a hook raises is not."""
+    error.is_own = True
+    return error
+
+
 def describe(error: BaseException) -> str:
     """Name an exception without its text, which may hold an address or a credential.
 
@@ -72,9 +83,9 @@ def describe(error: BaseException) -> str:
 
     Returns:
         Its type; for an error of the operating system also that system's own words for
-        its number; for an error of the pool its whole message, which is safe.
+        its number; for the pool's own words about a hook these, which are safe.
     """
-    if isinstance(error, PoolError):
+    if isinstance(error, PoolError) and error.is_own:
         return str(error)
     kind = type(error).__name__
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:

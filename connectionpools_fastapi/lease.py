@@ -22,8 +22,9 @@ DEFAULT = Default.DEFAULT
 
 
 class _Phase(Enum):
-    NEW = "new"
-    ENDED = "ended"
+    NEW = "has not begun"
+    WAITING = "has not begun yet"
+    ENDED = "has ended"
 
 
 class Lease(Generic[T]):
@@ -33,7 +34,7 @@ class Lease(Generic[T]):
     whatever happens in it. It cannot be entered twice.
     """
 
-    __slots__ = ("_holder", "_phase", "_pool", "_timeout")
+    __slots__ = ("_holder", "_phase", "_pool", "_timeout", "_turn")
 
     def __init__(self, pool: "ConnectionPool[T]", timeout: float | None | Default, holder: object) -> None:
         """Prepare a lease; use `ConnectionPool.lease`."""
@@ -41,6 +42,7 @@ class Lease(Generic[T]):
         self._timeout = timeout
         self._holder = holder
         self._phase: _Phase | Slot[T] = _Phase.NEW
+        self._turn = 0  # which lease of its slot this is
 
     @property
     def resource(self) -> T:
@@ -86,45 +88,52 @@ class Lease(Generic[T]):
 
     async def __aenter__(self) -> T:
         """Acquire; raises what `ConnectionPool.acquire` raises."""
-        self._check_new()
-        slot = await self._pool._obtain(self._timeout)
-        slot.holder = self._holder
-        self._phase = slot
-        return slot.resource
+        self._begin()
+        return self._hold(await self._pool._obtain(self._timeout))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the resource back, unless the block discarded or detached it."""
-        if isinstance(self._phase, Slot):
+        if self._is_to_give_back():
             await self._pool._return(self._finish())
 
     def __enter__(self) -> T:
         """Acquire from a plain thread; raises what `ConnectionPool.acquire_sync` raises."""
-        self._check_new()
-        slot = self._pool._obtain_sync(self._timeout)
-        slot.holder = self._holder
-        self._phase = slot
-        return slot.resource
+        self._begin()
+        return self._hold(self._pool._obtain_sync(self._timeout))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the resource back, unless the block discarded or detached it."""
-        if isinstance(self._phase, Slot):
+        if self._is_to_give_back():
             self._pool._return_sync(self._finish())
 
-    def _check_new(self) -> None:
+    def _begin(self) -> None:
         if self._phase is not _Phase.NEW:
             msg = f"pool {self._pool.name!r}: a lease can be used once; call pool.lease() again"
             raise PoolConfigError(msg)
+        self._phase = _Phase.WAITING
+
+    def _hold(self, slot: Slot[T]) -> T:
+        slot.holder = self._holder
+        self._turn = slot.leases
+        self._phase = slot
+        return slot.resource
+
+    def _is_to_give_back(self) -> bool:
+        # The block may also have written `pool.discard(resource)`.
+        return isinstance(self._phase, Slot) and self._pool._owns(self._phase)
 
     def _slot(self) -> Slot[T]:
-        if not isinstance(self._phase, Slot):
-            when = "has ended" if self._phase is _Phase.ENDED else "has not begun"
-            msg = f"pool {self._pool.name!r}: this lease {when}; use the resource inside of `async with pool.lease()`"
-            raise NotLeased(msg)
-        return self._phase
+        slot = self._phase
+        # A slot that was given back by its resource may be in other hands by now.
+        if isinstance(slot, Slot) and slot.leases == self._turn:
+            return slot
+        when = slot.value if isinstance(slot, _Phase) else _Phase.ENDED.value
+        msg = f"pool {self._pool.name!r}: this lease {when}; use the resource inside of `async with pool.lease()`"
+        raise NotLeased(msg)
 
     def _finish(self) -> Slot[T]:
         slot = self._slot()

@@ -11,10 +11,11 @@ import anyio
 from . import _report as report
 from ._hooks import Act, Check, Create, Hooks, hooks_of
 from ._keeper import Keeper
-from ._loop import Loop, PrivateLoop, current_loop, task_waiter
+from ._ledger import Status
+from ._loop import Loop, LoopEnded, PrivateLoop, current_loop, task_waiter
 from ._policy import Policy, Reuse
 from ._slot import Slot
-from ._state import State, Status
+from ._state import State
 from ._waiters import TaskWaiter, ThreadWaiter, Waiter
 from .errors import PoolConfigError, WrongEventLoop
 from .lease import DEFAULT, Default, Lease
@@ -175,7 +176,8 @@ class ConnectionPool(Generic[T]):
         Returns:
             One entry a lease. Those taken through `Leased` are named after their route.
         """
-        return self._commit(report.holders, self._state, self._clock())
+        leases = self._commit(report.holders, self._state, self._clock())
+        return [Holder(name="unnamed" if holder is None else str(holder), age=age) for holder, age in leases]
 
     def __repr__(self) -> str:
         """Say it as ConnectionPools.jl does."""
@@ -200,13 +202,12 @@ class ConnectionPool(Generic[T]):
     async def _open(self, loop: Loop) -> None:
         def begin() -> None:
             self._state.open(self._clock())
-            self._keeper.loop = loop
-            self._hooks.enter_loop(may_await=not isinstance(loop, PrivateLoop))
+            self._keeper.move(loop, may_await=not isinstance(loop, PrivateLoop))
 
         self._commit(begin)
         try:
             waiter: TaskWaiter[T] = task_waiter()
-            while self._commit(self._state.watch_min_free, waiter, self._clock()):
+            while waiter.error is None and self._commit(self._state.watch_min_free, waiter, self._clock()):
                 await waiter.wait()
                 if waiter.error is None:
                     waiter = task_waiter()
@@ -224,19 +225,33 @@ class ConnectionPool(Generic[T]):
         the log with its holder and age, and cleaned when it comes back after all. To close
         a closed pool does nothing.
         """
-        generation = self._commit(self._state.close, self._clock())
-        if not await self._wait_gone(generation, self._policy.close_timeout):
-            for holder in self.holders():
-                logger.warning(
-                    "pool %r: closed while %s still holds a resource, for %.3g s now; it is cleaned on return",
-                    self.name,
-                    holder.name,
-                    holder.age,
-                )
-            self._commit(self._state.write_off)
-            # What is left are hooks, each of which has its own limit: a create, then its clean.
-            await self._wait_gone(generation, 2 * self._policy.hook_timeout)
-        self._commit(self._state.closed)
+        generation = self._commit(self._begin_close)
+        try:
+            if not await self._wait_gone(generation, self._policy.close_timeout):
+                self._log_holders()
+                self._commit(self._state.write_off)
+                # What is left are hooks, each of which has its own limit: a create, then its clean.
+                await self._wait_gone(generation, 2 * self._policy.hook_timeout)
+        finally:  # also if this is cancelled: then the rest goes on by itself
+            self._commit(self._state.closed)
+
+    def _begin_close(self) -> int:
+        if self._keeper.has_lost_loop():
+            here = current_loop()
+            if here is None or self._hooks.are_async:  # cleaning belongs to the loop that has ended
+                self._state.abandon(self._clock())
+            else:
+                self._keeper.move(here, may_await=True)
+        return self._state.close(self._clock())
+
+    def _log_holders(self) -> None:
+        for holder in self.holders():
+            logger.warning(
+                "pool %r: closed while %s still holds a resource, for %.3g s now; it is cleaned on return",
+                self.name,
+                holder.name,
+                holder.age,
+            )
 
     async def drain(self) -> None:
         """Wait for what is leased out, clean all that exists now, and stay usable.
@@ -389,11 +404,22 @@ class ConnectionPool(Generic[T]):
         if slot is not None:
             return slot
         try:
-            await waiter.wait()
+            await self._park(waiter)
         except BaseException:
             self._commit(self._state.withdraw, waiter, self._clock())
             raise
         return self._granted(waiter)
+
+    async def _park(self, waiter: TaskWaiter[T]) -> None:
+        loop = self._keeper.loop
+        if waiter.deadline is None or (loop is not None and loop.is_here()):
+            await waiter.wait()
+            return
+        # A task of another loop watches its own time: the pool's loop may be blocked, or have ended.
+        with anyio.move_on_after(waiter.deadline - waiter.asked_at):
+            await waiter.wait()
+            return
+        self._commit(self._state.time_out, waiter, self._clock())
 
     async def _return(self, slot: Slot[T]) -> None:
         done: TaskWaiter[T] | None = task_waiter() if self._state.has_change else None
@@ -491,7 +517,6 @@ class ConnectionPool(Generic[T]):
             # A thread watches its own time too: the pool's loop may be blocked.
             if not waiter.wait(seconds):
                 self._commit(self._state.time_out, waiter, self._clock())
-                waiter.wait(None)
         except BaseException:
             self._commit(self._state.withdraw, waiter, self._clock())
             raise
@@ -500,7 +525,7 @@ class ConnectionPool(Generic[T]):
     def _return_sync(self, slot: Slot[T]) -> None:
         done: ThreadWaiter[T] | None = ThreadWaiter() if self._state.has_change else None
         if self._give_back(slot, done) and done is not None:
-            done.wait(None)
+            done.wait(self._policy.hook_timeout)
 
     def _refuse_loop(self, call: str, instead: str) -> None:
         if current_loop() is not None:
@@ -512,10 +537,8 @@ class ConnectionPool(Generic[T]):
             return  # never opened: there is nothing to wait for
         try:
             self._keeper.loop.run(job)
-        except RuntimeError:
-            if self._keeper.loop.has_ended():
-                raise self._keeper.orphaned() from None
-            raise
+        except LoopEnded:
+            raise self._keeper.orphaned() from None
 
     # --- what both share ----------------------------------------------------------------------
 
@@ -542,6 +565,9 @@ class ConnectionPool(Generic[T]):
             self._commit(self._state.withdraw, waiter, self._clock())
             raise
         return waiter.slot
+
+    def _owns(self, slot: Slot[T]) -> bool:
+        return self._state.slots.get(slot.key) is slot
 
     def _leased(self, resource: T) -> Slot[T]:
         return self._state.leased(resource)

@@ -39,12 +39,16 @@ class Recorder:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def record(self, seconds: float, times: int = 1) -> None:
-        """Count a duration; `times` may be -1 to take one back."""
-        self.counts[bisect_left(self.bounds, seconds)] += times
-        self.sum += seconds * times
+    def record(self, seconds: float) -> None:
+        """Count a duration."""
+        self.counts[bisect_left(self.bounds, seconds)] += 1
+        self.sum += seconds
 
-    def add(self, other: "Recorder") -> None:
+    def count(self) -> int:
+        """How many durations were recorded."""
+        return sum(self.counts)
+
+    def add(self, other: "Recorder | Histogram") -> None:
         """Count all that another one has counted."""
         for index, count in enumerate(other.counts):
             self.counts[index] += count
@@ -60,7 +64,7 @@ class Holder:
     """Who holds a lease, and since when.
 
     Attributes:
-        name: The route ("GET /items/{id}"), task or thread that took it.
+        name: What its lease was given as `holder`: with `Leased` the route, as "GET /items/{id}".
         age: For how long, in seconds.
     """
 
@@ -88,10 +92,10 @@ class PoolStats:
         failing: Whether the last `create` failed.
         cause: The kind of exception it failed with, never its text; None if not failing.
         retry_after: Seconds until the next try while failing, else None.
-        acquires: Leases granted.
+        acquires: Leases granted, also to callers that had just given up.
         releases: Leases that ended, whichever way.
         timeouts: Callers that waited in vain.
-        withdrawals: Callers that were cancelled while they waited.
+        withdrawals: Callers that were cancelled while they waited, or as they were granted a lease.
         refusals: Callers turned away at once, by reason: "closed", "full", "unavailable".
         creates: Resources made.
         create_failures: Calls of `create` that failed.

@@ -1,0 +1,249 @@
+"""Ledger: who has what and who waits for what; and the fast path, which needs no lock.
+
+All methods need the pool's lock but `take`, `end`, `put_back` and `leased`. These are
+built from single operations that are atomic on CPython with and without the GIL. They
+lose no wake-up: who gives back first appends the slot and then looks at the gate; who
+waits, or retires what exists, first raises the gate and then looks for free slots. As
+they may come in between at any time, nobody may rely on what `free` held a moment ago.
+"""
+
+import random
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from itertools import chain
+from typing import Any, Generic
+
+from . import _report as report
+from ._generations import Generations
+from ._outage import Outage
+from ._policy import Policy
+from ._queue import Queue
+from ._slot import Creation, Slot
+from ._totals import Totals
+from .manager import T
+
+
+class Status(Enum):
+    """Where a pool is in its life."""
+
+    NEW = "new"
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+class Action(Enum):
+    """What a decision asks the pool to carry out, and for whom."""
+
+    WAKE = "wake"  # a waiter
+    CREATE = "create"  # a creation
+    CHECK = "check"  # a slot, as in the next two
+    CHANGE = "change"
+    CLEAN = "clean"
+
+
+class Ledger(Generic[T]):
+    """What is where; `State` decides where it goes."""
+
+    def __init__(
+        self, policy: Policy, *, has_check: bool, has_change: bool, chance: Callable[[], float] = random.random
+    ) -> None:
+        self.policy = policy
+        self.limit = policy.limit
+        self.status = Status.NEW
+        self.has_change = has_change
+        self.has_check = has_check
+        self._check_after = policy.check_after if has_check else float("inf")
+        self._min_free = policy.min_free
+        # Raised while anything but "take a free one, put it back" may be called for.
+        self.gate = True
+        # A resource is in exactly one of these; `slots` has all but those in `cleaning`.
+        self.free: deque[Slot[T]] = deque()  # the least recently used on the left
+        self.taken: dict[int, Slot[T]] = {}
+        self.checking: set[Slot[T]] = set()
+        self.changing: set[Slot[T]] = set()
+        self.cleaning: set[Slot[T]] = set()
+        self.slots: dict[int, Slot[T]] = {}
+        self.creating: set[Creation] = set()
+        self._next_free, self._undo_next_free = (
+            (self.free.pop, self.free.append) if policy.reuse == "lifo" else (self.free.popleft, self.free.appendleft)
+        )
+        self.generations: Generations[T] = Generations()
+        self.queue: Queue[T] = Queue()
+        self.outage = Outage(chance)
+        self.totals = Totals()
+        # Left for the caller to carry out, by any thread, without the lock.
+        self.todo: deque[tuple[Action, Any]] = deque()
+
+    # --- the fast path: no lock -----------------------------------------------------------
+
+    def take(self, now: float) -> Slot[T] | None:
+        """Lease out a free resource that is fresh; None where the lock is needed to say more."""
+        if self.gate or len(self.free) <= self._min_free:
+            return None
+        try:
+            slot = self._next_free()
+        except IndexError:  # another thread was faster
+            return None
+        if now > slot.fresh_until:
+            self._undo_next_free(slot)
+            return None
+        self._lease_out(slot, now)
+        return slot
+
+    def end(self, slot: Slot[T], now: float) -> None:
+        """End a lease: the one step that decides, among several threads, who gives it back.
+
+        Raises:
+            NotLeased: If the lease has ended before.
+        """
+        ended = self.taken.pop(slot.key, None)
+        if ended is not slot:
+            if ended is not None:  # the same object once more, after it was detached
+                self.taken[ended.key] = ended
+            raise report.not_leased(self)
+        slot.holder = None
+        slot.use.record(now - slot.since)
+
+    def put_back(self, slot: Slot[T], now: float) -> bool:
+        """Make a slot free whose lease has ended; False where that takes `release`."""
+        if self.gate or self.has_change:
+            return False
+        slot.fresh_until = now + self._check_after
+        self.free.append(slot)
+        return True
+
+    def leased(self, resource: T) -> Slot[T]:
+        """Find the slot of a leased resource, by identity.
+
+        Raises:
+            NotLeased: If it is not leased from this pool.
+        """
+        slot = self.taken.get(id(resource))
+        if slot is None:
+            raise report.not_leased(self)
+        return slot
+
+    def _lease_out(self, slot: Slot[T], now: float) -> None:
+        slot.since = now
+        slot.leases += 1
+        self.taken[slot.key] = slot
+
+    # --- what is free -----------------------------------------------------------------------
+
+    def _pop_free(self) -> Slot[T] | None:
+        try:
+            return self._next_free()
+        except IndexError:
+            return None
+
+    def _pop_coldest(self) -> Slot[T] | None:
+        try:
+            return self.free.popleft()
+        except IndexError:
+            return None
+
+    def _pop_fresh(self, now: float) -> Slot[T] | None:
+        """Take the next free slot that may be used without a check."""
+        stale = []
+        while (slot := self._pop_free()) is not None and now > slot.fresh_until:
+            stale.append(slot)
+        while stale:
+            self._undo_next_free(stale.pop())
+        return slot
+
+    def _sweep_free(self) -> None:
+        """Discard the free ones of older generations."""
+        for slot in self.free.copy():
+            if slot.generation != self.generations.current:
+                try:
+                    self.free.remove(slot)
+                except ValueError:  # another thread has just taken it
+                    continue
+                self._discard(slot, "expired")
+
+    def _doubt_free(self) -> None:
+        """Have each free resource checked before its next use, however fresh it was."""
+        if self.has_check:
+            for slot in self.free.copy():
+                slot.fresh_until = float("-inf")
+
+    # --- what goes --------------------------------------------------------------------------
+
+    def _discard(self, slot: Slot[T], reason: str) -> None:
+        self._remove(slot)
+        self.totals.discards[reason] += 1
+        self.cleaning.add(slot)
+        self.todo.append((Action.CLEAN, slot))
+
+    def _remove(self, slot: Slot[T]) -> None:
+        del self.slots[slot.key]
+        self.totals.past_use.add(slot.use)
+
+    def _leave(self, generation: int) -> None:
+        for waiter in self.generations.leave(generation):
+            self.todo.append((Action.WAKE, waiter))
+
+    # --- what must hold -----------------------------------------------------------------------
+
+    def check_invariants(self, now: float) -> None:
+        """Assert what holds after each decision while nobody is within the fast path; for tests.
+
+        Raises:
+            AssertionError: If something does not; it says what.
+        """
+        free, slots, waiting = list(self.free), list(self.slots.values()), list(self.queue)
+        places = [free, list(self.taken.values()), list(self.checking), list(self.changing)]
+        generations = [each.generation for each in (*slots, *self.cleaning)]
+        generations += [creation.generation for creation in self.creating]
+        is_open = self.status is Status.OPEN
+        totals = self.totals
+        promises = {
+            "each slot is in one place": sorted(map(id, chain(*places))) == sorted(map(id, slots))
+            and not self.cleaning.intersection(slots),
+            "slots are found by the identity of their resource": all(
+                key == slot.key == id(slot.resource) for key, slot in chain(self.slots.items(), self.taken.items())
+            ),
+            "there are no more than the limit": len(slots) + len(self.creating) <= self.limit,
+            "there are no more calls of create than allowed": len(self.creating) <= self.policy.max_creating,
+            "the gate is up where somebody waits": self.gate or not waiting,
+            "the gate is up unless the pool is open": self.gate or is_open,
+            "the gate is up while create fails": self.gate or not self.outage.failures,
+            "the gate is up while older generations are left": self.gate or not self.generations.are_turning_over(),
+            "nobody waits while a fresh resource is free": not waiting
+            or not any(slot.fresh_until >= now for slot in free),
+            "nobody waits for nothing": not waiting or bool(slots or self.creating),
+            "nobody waits, and nothing is free, unless the pool is open": is_open or not (waiting or free),
+            "who waits was neither granted nor failed": all(
+                waiter.slot is None and waiter.error is None for waiter in waiting
+            ),
+            "what is free is of the current generation": all(
+                slot.generation == self.generations.current for slot in free
+            ),
+            "every generation is counted right": all(
+                self.generations.population(generation) == generations.count(generation)
+                for generation in set(generations)
+            )
+            and self.generations.total() == len(generations),
+            "nothing is lost": totals.create.count()
+            == totals.cleans + totals.detached + len(slots) + len(self.cleaning),
+            "each one that is leased was leased out once more than given back": all(
+                slot.leases - slot.use.count() == (slot.key in self.taken) for slot in slots
+            ),
+            "the states of the statistics add up": self._adds_up(now),
+        }
+        broken = [promise for promise, kept in promises.items() if not kept]
+        if broken:
+            raise AssertionError(f"{report.subject(self)}, {self.status}: broken: {'; '.join(broken)}")
+
+    def _adds_up(self, now: float) -> bool:
+        stats = report.stats(self, now)
+        counts = (stats.free, stats.taken, stats.leased, stats.acquires, stats.releases, *stats.wait.counts)
+        return (
+            min(counts) >= 0
+            and stats.free == len(self.free)
+            and stats.leased == len(self.taken)
+            and stats.free + stats.taken == len(self.slots)
+            and stats.acquires == stats.releases + stats.leased == stats.wait.count
+        )
