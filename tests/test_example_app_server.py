@@ -108,7 +108,11 @@ class Server:
 def running(directory: Path, **environment: str) -> Iterator[tuple[Server, httpx.Client]]:
     """Run the application, and a client of it."""
     # What one side sends and the other does not read must not fit into the sockets.
-    narrow = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)])
+    narrow = httpx.HTTPTransport(
+        socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)],
+        # Less than uvicorn's 5 seconds: no request meets a connection that is just being closed.
+        limits=httpx.Limits(keepalive_expiry=1),
+    )
     with Server(directory, environment) as server:
         base = server.wait_for_address()
         with httpx.Client(base_url=base, timeout=30, transport=narrow) as client:
