@@ -403,6 +403,18 @@ async def test_a_transaction_that_fails_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_transaction_has_its_turn_to_write_from_its_beginning(tmp_path: Path) -> None:
+    pool = ConnectionPool(pools.Database(tmp_path / "links.db"), limit=2)
+    async with pool, pool.lease() as one, pool.lease() as other:
+        await other.execute("PRAGMA busy_timeout = 0")
+        async with store.transaction(one):
+            with pytest.raises(sqlite3.OperationalError, match="locked"):
+                await other.execute("BEGIN IMMEDIATE")
+        async with store.transaction(other):
+            pass
+
+
+@pytest.mark.anyio
 async def test_a_click_on_a_link_that_was_removed_meanwhile_is_nothing(tmp_path: Path) -> None:
     pool = ConnectionPool(pools.Database(tmp_path / "links.db"), limit=1)
     async with pool, pool.lease() as conn:

@@ -25,7 +25,6 @@ from websockets.sync.client import connect
 
 from example_app import store
 
-ROOT = Path(__file__).parent.parent
 LONGEST_RUN = 60.0  # seconds: whatever goes wrong, no process outlives its test
 LINKS = 4000  # of 2 kB each: an export of 8 MB
 SECRET = "hunter2"  # noqa: S105 - nobody's
@@ -38,7 +37,12 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "example_app"],
             cwd=directory,
-            env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), "PORT": "0", **environment},
+            env={
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "PYTHONWARNINGS": "default::ResourceWarning",  # says which connections were not cleaned
+                "PORT": "0",
+                **environment,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -139,7 +143,7 @@ def assert_ended_cleanly(server: Server, directory: Path) -> None:
     # SQLite removes links.db-wal and links.db-shm when the last connection is closed, and only then.
     assert [path.name for path in directory.iterdir()] == ["links.db"]
     assert "Finished server process" in server.log
-    for word in ("WARNING", "ERROR", "Traceback"):
+    for word in ("WARNING", "ERROR", "Traceback", "ResourceWarning"):
         assert word not in server.log, server.log
 
 
@@ -230,11 +234,14 @@ def test_sigterm_lets_every_request_end_and_cleans_every_connection(tmp_path: Pa
         assert_ended_cleanly(server, tmp_path)
 
 
-def test_an_open_page_hears_clicks_and_does_not_hold_up_the_end(tmp_path: Path) -> None:
+def test_an_open_page_hears_clicks_and_does_not_hold_up_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with running(tmp_path) as (server, client):
         code = shorten(client)
         address = str(client.base_url.copy_with(scheme="ws", path="/live"))
-        with connect(address, proxy=None) as page:
+        with connect(address) as page:
             assert client.get(f"/{code}").status_code == 307
             assert json.loads(page.recv(timeout=30)) == {"code": code, "clicks": 1}
 
