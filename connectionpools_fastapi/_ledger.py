@@ -214,6 +214,11 @@ class Ledger(Generic[T]):
             "nobody waits while a fresh resource is free": not waiting
             or not any(slot.fresh_until >= now for slot in free),
             "nobody waits for nothing": not waiting or bool(slots or self.creating),
+            "what is missing is being made": not is_open
+            or bool(self.outage.failures)
+            or len(waiting) + max(0, self._min_free - len(free)) <= len(self.creating) + len(self.checking)
+            or len(slots) + len(self.creating) == self.limit
+            or len(self.creating) == self.policy.max_creating,
             "nobody waits, and nothing is free, unless the pool is open": is_open or not (waiting or free),
             "who waits was neither granted nor failed": all(
                 waiter.slot is None and waiter.error is None for waiter in waiting
