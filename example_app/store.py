@@ -119,10 +119,17 @@ async def find_links(conn: aiosqlite.Connection, text: str, *, before: int | Non
 
 
 async def every_link(conn: aiosqlite.Connection) -> AsyncIterator[list[Link]]:
-    """Yield all links in batches, as they were at the moment of the first one."""
-    async with conn.execute("SELECT code, url, created, clicks FROM links ORDER BY id") as cursor:
-        while rows := list(await cursor.fetchmany(EXPORT_BATCH)):
-            yield [Link(**dict(row)) for row in rows]
+    """Yield all links in batches, the oldest first.
+
+    Each batch is a query of its own, so that nothing stays open between two of them: a
+    generator that nobody reads to its end is closed whenever the garbage collector comes
+    by, and a cursor in it would show the connection's next user what was there before.
+    """
+    sql = "SELECT id, code, url, created, clicks FROM links WHERE id > ? ORDER BY id LIMIT ?"
+    last = 0
+    while rows := list(await conn.execute_fetchall(sql, [last, EXPORT_BATCH])):
+        yield [Link(**dict(row)) for row in rows]
+        last = rows[-1]["id"]
 
 
 async def remove_link(conn: aiosqlite.Connection, code: str) -> bool:
