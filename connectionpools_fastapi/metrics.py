@@ -65,7 +65,7 @@ def render(pools: Iterable[ConnectionPool[Any]], accept: str = "") -> tuple[byte
         return json.dumps({"pools": [asdict(pool.stats()) for pool in pools]}, allow_nan=False).encode(), JSON
     try:
         encode, content_type = choose_encoder(wish)
-    except ValueError:  # asked for a version that is no number
+    except (TypeError, ValueError):  # asked for a version that is no number
         encode, content_type = choose_encoder(kind)
     return encode(PoolCollector(pools)), content_type
 
@@ -76,23 +76,22 @@ def _choose(accept: str) -> tuple[str, str]:
     As HTTP says, the most specific wish for a format gives its quality. Among equals the
     one named first wins.
     """
-    wishes = [(*_quality_of(wish), -place, wish) for place, wish in enumerate(accept.split(","))]
-    best: tuple[float, int, str, str] = (0, 0, FORMATS[0], "")
-    for kind in FORMATS:
-        for pattern in (kind, kind.partition("/")[0] + "/*", "*/*"):
-            found = max(
-                ((quality, place, wish) for name, quality, place, wish in wishes if name == pattern), default=None
-            )
-            if found is not None:
-                quality, place, wish = found
-                if quality > 0 and (best[0] == 0 or (quality, place) > best[:2]):
-                    best = (quality, place, kind, wish if pattern == kind else kind)
-                break
-    return best[2], best[3]
+    wishes = [(*_quality_of(wish), -place, wish) for place, wish in enumerate(accept.lower().split(","))]
+    quality, _, kind, wish = max((_best_wish(kind, wishes) for kind in FORMATS), key=lambda best: best[:2])
+    return (kind, wish) if quality > 0 else (FORMATS[0], "")
+
+
+def _best_wish(kind: str, wishes: list[tuple[str, float, int, str]]) -> tuple[float, int, str, str]:
+    for pattern in (kind, kind.partition("/")[0] + "/*", "*/*"):
+        found = [(quality, place, wish) for name, quality, place, wish in wishes if name == pattern]
+        if found:
+            quality, place, wish = max(found)
+            return quality, place, kind, wish if pattern == kind else kind
+    return 0.0, 0, kind, kind
 
 
 def _quality_of(wish: str) -> tuple[str, float]:
-    name, *parameters = (part.strip().lower() for part in wish.split(";"))
+    name, *parameters = (part.strip() for part in wish.split(";"))
     for parameter in parameters:
         if parameter.startswith("q="):
             try:

@@ -93,11 +93,7 @@ class PoolMiddleware:
         _check_seconds("probe_max_age", probe_max_age, "0 or more", zero=True)
         _check_seconds("probe_timeout", probe_timeout, "more than 0", zero=False)
         self.app = app
-        self._pools = () if isinstance(pools, ConnectionPool) else tuple(pools)
-        if isinstance(pools, ConnectionPool) or not all(isinstance(pool, ConnectionPool) for pool in self._pools):
-            msg = "PoolMiddleware takes pools as a list: app.add_middleware(PoolMiddleware, pools=[db])"
-            raise PoolConfigError(msg)
-        refuse_pools(self._pools)
+        self._pools = checked_pools(pools, "app.add_middleware(PoolMiddleware, pools=[db])")
         self._prefix = prefix
         self._details = details
         self._authorize = authorize
@@ -237,23 +233,33 @@ class PoolMiddleware:
         return list({pool.name: pool for pool in (*started_pools(scope), *self._pools)}.values())
 
 
-def refuse_pools(pools: Iterable[ConnectionPool[Any]]) -> None:
-    """Refuse pools that health and metrics could not tell apart.
+def checked_pools(pools: Any, write: str) -> tuple[ConnectionPool[Any], ...]:
+    """Return pools that health and metrics can tell apart.
 
     Args:
         pools: The pools of one application.
+        write: How they are to be passed.
+
+    Returns:
+        The same pools.
 
     Raises:
-        PoolConfigError: If two have one name, or one has a name that an endpoint needs.
+        PoolConfigError: If one is no pool, two have one name, or one has a name that an endpoint needs.
     """
+    found = tuple(pools) if isinstance(pools, Iterable) else (pools,)
+    strangers = [type(pool).__name__ for pool in found if not isinstance(pool, ConnectionPool)]
+    if strangers or isinstance(pools, ConnectionPool):
+        msg = f"expected pools, got {', '.join(strangers) or 'one without a list'}; write {write}"
+        raise PoolConfigError(msg)
     seen: set[str] = set()
-    for pool in pools:
+    for pool in found:
         if pool.name in seen:
             raise two_of_one_name(pool)
         if pool.name in RESERVED or "/" in pool.name:
             msg = f"pool {pool.name!r}: /pool/health/{pool.name} means something else; choose another name"
             raise PoolConfigError(msg)
         seen.add(pool.name)
+    return found
 
 
 def two_of_one_name(pool: ConnectionPool[Any]) -> PoolConfigError:

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from ._providers import LeaseUntilExit, LeaseUntilResponse, PoolItself
 from ._request import STATE_PREFIX
 from .errors import PoolConfigError
-from .middleware import Authorize, Details, PoolMiddleware, refuse_pools, two_of_one_name
+from .middleware import Authorize, Details, PoolMiddleware, checked_pools, two_of_one_name
 from .pool import ConnectionPool
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ def pool_lifespan(*pools: ConnectionPool[Any], lifespan: OwnLifespan | None = No
     Raises:
         PoolConfigError: If two pools have one name, there is none, or `lifespan` is no lifespan.
     """
-    _check_pools("pool_lifespan", pools)
+    _check_pools(pools, "pool_lifespan(db, cache)")
     if lifespan is not None and (
         not callable(lifespan) or inspect.isasyncgenfunction(lifespan) or inspect.iscoroutinefunction(lifespan)
     ):
@@ -133,19 +133,11 @@ def _claim_name(app: object, pool: ConnectionPool[Any]) -> Iterator[None]:
         _RUNNING.pop(key, None)
 
 
-def _check_pools(what: str, pools: tuple[ConnectionPool[Any], ...]) -> None:
-    before = "app, " if what == "install_pools" else ""
+def _check_pools(pools: tuple[ConnectionPool[Any], ...], write: str) -> None:
     if not pools:
-        msg = f"{what} needs the pools: {what}({before}db)"
+        msg = f"expected pools, got none; write {write}"
         raise PoolConfigError(msg)
-    for pool in pools:
-        if not isinstance(pool, ConnectionPool):
-            msg = (
-                f"{what} takes pools one by one, as {what}({before}db, cache), and all else by keyword; "
-                f"got {type(pool).__name__}"
-            )
-            raise PoolConfigError(msg)
-    refuse_pools(pools)
+    checked_pools(pools, f"{write}, all else by keyword")
 
 
 def install_pools(
@@ -180,7 +172,7 @@ def install_pools(
     if not isinstance(app, Starlette):
         msg = f"install_pools takes the application first, as install_pools(app, db); got {type(app).__name__}"
         raise PoolConfigError(msg)
-    _check_pools("install_pools", pools)
+    _check_pools(pools, "install_pools(app, db, cache)")
     if app.middleware_stack is not None:
         msg = "install_pools must be called before the application starts, right after FastAPI(...)"
         raise PoolConfigError(msg)
