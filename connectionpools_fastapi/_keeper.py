@@ -4,7 +4,6 @@ It runs the pool's own tasks (create, check, change, clean), which no caller's
 cancellation reaches, and the one timer for whatever is due next.
 """
 
-import logging
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from ._hooks import Hooks
 from ._ledger import Action
+from ._log import logger
 from ._loop import Loop, Timer
 from ._slot import Creation, Slot
 from ._state import State
@@ -24,8 +24,6 @@ R = TypeVar("R")
 
 # What a hook said, to be committed with the time at which it said so.
 Outcome = Callable[[float], None]
-
-logger = logging.getLogger("connectionpools_fastapi")
 
 
 class Keeper(Generic[T]):

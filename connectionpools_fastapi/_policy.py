@@ -1,11 +1,29 @@
 """Policy: the numbers a user sets, with their defaults and their validation."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypedDict
 
 from .errors import PoolConfigError
 
 Reuse = Literal["lifo", "fifo"]
+
+
+class Options(TypedDict, total=False):
+    """What can be said of a pool besides its hooks, for type checkers; see `ConnectionPool`."""
+
+    name: str
+    limit: int
+    min_free: int
+    timeout: float | None
+    max_waiting: int | None
+    max_creating: int
+    check_after: float
+    hook_timeout: float
+    close_timeout: float
+    reuse: Reuse
+    blocking: bool
+    clock: Callable[[], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,13 +32,13 @@ class PoolClosed(PoolError):  # noqa: N818 - reads as the state that it reports
 class PoolTimeout(PoolError, TimeoutError):  # noqa: N818 - as asyncio.TimeoutError, the word says it
     """No resource came free within the caller's `timeout`."""
 
-    retry_after = 1.0
+    retry_after: float | None = 1.0
 
 
 class TooManyWaiting(PoolError):  # noqa: N818 - reads as the state that it reports
     """The queue already holds `max_waiting` callers; this one was not let in."""
 
-    retry_after = 1.0
+    retry_after: float | None = 1.0
 
 
 class ResourceUnavailable(PoolError):  # noqa: N818 - reads as the state that it reports
@@ -51,7 +51,7 @@ class ResourceUnavailable(PoolError):  # noqa: N818 - reads as the state that it
     def __init__(self, message: str, retry_after: float) -> None:
         """Keep the time until the next try beside the message."""
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after: float | None = retry_after
 
 
 class NotLeased(PoolError, ValueError):  # noqa: N818 - reads as the state that it reports

@@ -13,6 +13,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ._log import logger
 from ._request import SCOPE_KEY, RequestLeases, Route, started_pools
 from ._wiring import check_dependencies, hidden_routes
 from .errors import NotLeased, PoolConfigError, PoolError, WrongEventLoop, describe
@@ -20,13 +21,11 @@ from .health import examine_all, worst
 from .metrics import render
 from .pool import ConnectionPool
 
-logger = logging.getLogger("connectionpools_fastapi")
-
 Details = Literal["never", "authorized", "always"]
 Authorize = Callable[[HTTPConnection], bool | Awaitable[bool]]
 
 NO_STORE = {"Cache-Control": "no-store"}
-TRY_AGAIN_LATER = {"type": "websocket.close", "code": 1013, "reason": "Try again later"}
+TRY_AGAIN_LATER: Message = {"type": "websocket.close", "code": 1013, "reason": "Try again later"}
 # Names that are parts of /pool/health/{name} already.
 RESERVED = ("live", "ready")
 

@@ -12,9 +12,9 @@ from .stats import PoolStats
 
 try:
     from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
-except ImportError as error:  # pragma: no cover - told by hand: newer versions of FastAPI bring it along
+except ImportError as _error:  # pragma: no cover - told by hand: newer versions of FastAPI bring it along
     msg = "connectionpools_fastapi.otel needs OpenTelemetry: pip install 'connectionpools-fastapi[otel]'"
-    raise ImportError(msg) from error
+    raise ImportError(msg) from _error
 
 POOL = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"

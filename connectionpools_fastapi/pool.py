@@ -1,10 +1,9 @@
 """ConnectionPool: one state, and two thin front ends to it, for tasks and for threads."""
 
-import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Generic, Self
+from typing import Any, Generic, Self, Unpack, overload
 
 import anyio
 
@@ -12,8 +11,9 @@ from . import _report as report
 from ._hooks import Act, Check, Create, Hooks, hooks_of
 from ._keeper import Keeper
 from ._ledger import Status
+from ._log import logger
 from ._loop import Loop, LoopEnded, PrivateLoop, current_loop, task_waiter
-from ._policy import Policy, Reuse
+from ._policy import Options, Policy, Reuse
 from ._slot import Slot
 from ._state import State
 from ._waiters import TaskWaiter, ThreadWaiter, Waiter
@@ -21,8 +21,6 @@ from .errors import PoolConfigError, WrongEventLoop
 from .lease import DEFAULT, Default, Lease
 from .manager import ResourceManager, T
 from .stats import Holder, PoolStats
-
-logger = logging.getLogger("connectionpools_fastapi")
 
 
 class ConnectionPool(Generic[T]):
@@ -40,6 +38,30 @@ class ConnectionPool(Generic[T]):
             ...
         ```
     """
+
+    # For type checkers: they find T behind what `create` awaits only if that is said first.
+    @overload
+    def __init__(self, manager: ResourceManager[T], **options: Unpack[Options]) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        create: Callable[[], Awaitable[T]],
+        check: Check[T] | None = None,
+        change: Act[T] | None = None,
+        clean: Act[T] | None = None,
+        **options: Unpack[Options],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        *,
+        create: Callable[[], T],
+        check: Check[T] | None = None,
+        change: Act[T] | None = None,
+        clean: Act[T] | None = None,
+        **options: Unpack[Options],
+    ) -> None: ...
 
     def __init__(
         self,

@@ -1,14 +1,14 @@
 """PoolSettings: a pool's numbers from the environment; needs the extra `settings`."""
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from ._policy import Reuse
 
 try:
     from pydantic_settings import BaseSettings, SettingsConfigDict
-except ImportError as error:
+except ImportError as _error:
     msg = "connectionpools_fastapi.settings needs pydantic-settings: pip install 'connectionpools-fastapi[settings]'"
-    raise ImportError(msg) from error
+    raise ImportError(msg) from _error
 
 
 class PoolSettings(BaseSettings):
@@ -31,7 +31,7 @@ class PoolSettings(BaseSettings):
         reuse: "lifo" or "fifo".
     """
 
-    model_config = SettingsConfigDict(env_prefix="POOL_")
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(env_prefix="POOL_")
 
     limit: int | None = None
     min_free: int | None = None

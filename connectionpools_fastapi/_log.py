@@ -1,0 +1,5 @@
+"""The one logger of this package."""
+
+import logging
+
+logger: logging.Logger = logging.getLogger("connectionpools_fastapi")
