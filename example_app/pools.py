@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import aiosqlite
+import anyio
 
 from connectionpools_fastapi import ConnectionPool, Leased, Pooled, ResourceManager
 
@@ -39,6 +40,7 @@ class Database(ResourceManager[aiosqlite.Connection]):
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._closing = anyio.Lock()
 
     async def create(self) -> aiosqlite.Connection:
         """Connect, after making the schema if this is the first connection."""
@@ -66,7 +68,10 @@ class Database(ResourceManager[aiosqlite.Connection]):
 
     async def clean(self, resource: aiosqlite.Connection) -> None:
         """Close the connection."""
-        await resource.close()
+        # One after the other: SQLite moves its log into the file when the last connection is
+        # closed, and two that are closed at the same moment each take the other for the last.
+        async with self._closing:
+            await resource.close()
 
 
 class ReadOnlyDatabase(ResourceManager[sqlite3.Connection]):

@@ -20,7 +20,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from starlette.testclient import WebSocketTestSession
 from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
@@ -319,35 +318,29 @@ def test_no_cell_of_the_export_is_a_formula(client: TestClient) -> None:
 # --- live ---
 
 
-def heard(page: WebSocketTestSession, clicks: int) -> list[Any]:
-    """Return what a page hears, and do not wait for ever if it hears nothing."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(lambda: [page.receive_json() for _ in range(clicks)])
-        try:
-            return waiting.result(timeout=10)
-        except TimeoutError:
-            page.close()
-            raise
+def test_a_click_is_told_to_every_open_page(tmp_path: Path) -> None:
+    app = make_app(tmp_path)
+    told = [{"code": "mine", "clicks": 1}, {"code": "mine", "clicks": 2}]
+    feed: Feed = app.state.feed
+    with TestClient(app, follow_redirects=False) as client, feed.listen() as heard:
+        shorten(client, code="mine")
+        with client.websocket_connect("/live") as one, client.websocket_connect("/live") as other:
+            client.get("/mine")
+            client.get("/mine")
+            assert heard.qsize() == 2  # told by now: nobody below waits in vain
 
-
-def test_a_click_is_told_to_every_open_page(client: TestClient) -> None:
-    code = shorten(client)
-
-    with client.websocket_connect("/live") as one, client.websocket_connect("/live") as other:
-        client.get(f"/{code}")
-        client.get(f"/{code}")
-
-        for page in (one, other):
-            assert heard(page, 2) == [{"code": code, "clicks": 1}, {"code": code, "clicks": 2}]
+            assert [[page.receive_json(), page.receive_json()] for page in (one, other)] == [told, told]
 
 
 def test_an_open_page_holds_no_connection(narrow: TestClient) -> None:
     with narrow.websocket_connect("/live") as page:
         page.send_text("anything")
         page.send_bytes(b"\xff")
+
+        assert narrow.get("/pool/health/db").json()["taken"] == 0
         code = shorten(narrow)
         narrow.get(f"/{code}")
-        assert heard(page, 1) == [{"code": code, "clicks": 1}]
+        assert page.receive_json() == {"code": code, "clicks": 1}
 
 
 def test_pages_of_other_sites_cannot_listen(client: TestClient) -> None:
