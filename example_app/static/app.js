@@ -166,6 +166,7 @@ async function load(before = null) {
     }
     list.total = page.total;
     list.next = page.next;
+    if (!$("list-error").hidden) refreshReport(); // it had failed as well
     showError("list-error", "");
     showList();
   } catch (error) {
