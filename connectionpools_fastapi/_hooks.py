@@ -11,6 +11,7 @@ from typing import Any, Generic
 import anyio
 import anyio.to_thread
 
+from ._loop import Loop, Overdue, PrivateLoop
 from ._policy import Policy
 from .errors import HookTimeout, PoolConfigError, own
 from .manager import ResourceManager, T
@@ -56,7 +57,7 @@ class Hooks(Generic[T]):
         self._async = {name for name, hook in self._hooks.items() if hook is not None and _is_async(hook)}
         self._blocking = blocking
         self._limiter: anyio.CapacityLimiter | None = None
-        self._may_await = True
+        self._loop: Loop | None = None
         # Whether resources belong to the loop: a hook is async, or what a `def` hook returned was awaited.
         self.are_async = bool(self._async)
 
@@ -75,6 +76,12 @@ class Hooks(Generic[T]):
             msg = f"pool {self._policy.name!r}: {name} must be callable, as {EXAMPLES[name]}; got {type(hook).__name__}"
             raise PoolConfigError(msg)
         arguments = () if name == "create" else (None,)
+        if inspect.isgeneratorfunction(made := inspect.unwrap(hook)) or inspect.isasyncgenfunction(made):
+            msg = (
+                f"pool {self._policy.name!r}: {name} must not yield. Return the resource from create, "
+                "and destroy it in clean: there is no context manager to leave"
+            )
+            raise PoolConfigError(msg)
         try:
             signature = inspect.signature(hook)
         except (TypeError, ValueError):  # a built-in without a signature
@@ -98,9 +105,9 @@ class Hooks(Generic[T]):
         )
         return own(PoolConfigError(msg))
 
-    def enter_loop(self, *, may_await: bool) -> None:
+    def enter_loop(self, loop: Loop) -> None:
         """Get ready for the loop in which the pool is being opened."""
-        self._may_await = may_await
+        self._loop = loop
         self._limiter = None  # belongs to a loop
 
     async def create(self, on_late: Callable[[T], None]) -> T:
@@ -143,24 +150,31 @@ class Hooks(Generic[T]):
             await self._call("clean", partial(hook, resource))
 
     def _on_thread(self, name: str) -> bool:
-        return self._blocking and name not in self._async
+        # What an event loop made must not be touched from a thread, so the other hooks of such
+        # resources run in the loop, whether `def` or `async def`.
+        of_loop = name in self._async or (self.are_async and name != "create")
+        return self._blocking and not of_loop
 
     async def _call(self, name: str, hook: Callable[[], Any]) -> Any:
-        with anyio.move_on_after(self._policy.hook_timeout) as scope:
-            if self._on_thread(name):
-                result = await anyio.to_thread.run_sync(hook, abandon_on_cancel=True, limiter=self._threads())
-            else:
-                result = hook()
-            if inspect.isawaitable(result):
-                if not self._may_await:
-                    _dispose(result)
-                    raise self.must_be_awaited()
-                self.are_async = True
-                result = await result
-            return result
-        assert scope.cancelled_caught  # noqa: S101 - the only other way out of the block
-        msg = f"pool {self._policy.name!r}: {name} took longer than hook_timeout={self._policy.hook_timeout:g} s"
-        raise own(HookTimeout(msg))
+        assert self._loop is not None  # noqa: S101 - jobs run in it
+        try:
+            return await self._loop.within(self._policy.hook_timeout, partial(self._run, name, hook))
+        except Overdue:
+            msg = f"pool {self._policy.name!r}: {name} took longer than hook_timeout={self._policy.hook_timeout:g} s"
+            raise own(HookTimeout(msg)) from None
+
+    async def _run(self, name: str, hook: Callable[[], Any]) -> Any:
+        if self._on_thread(name):
+            result = await anyio.to_thread.run_sync(hook, abandon_on_cancel=True, limiter=self._threads())
+        else:
+            result = hook()
+        if inspect.isawaitable(result):
+            if isinstance(self._loop, PrivateLoop):
+                _dispose(result)
+                raise self.must_be_awaited()
+            self.are_async = True
+            result = await result
+        return result
 
     def _threads(self) -> anyio.CapacityLimiter:
         if self._limiter is None:

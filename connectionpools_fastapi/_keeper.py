@@ -12,7 +12,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from ._hooks import Hooks
 from ._ledger import Action
 from ._log import logger
-from ._loop import Loop, Timer
+from ._loop import Loop, PrivateLoop, Timer
 from ._slot import Creation, Slot
 from ._state import State
 from ._waiters import Waiter
@@ -48,6 +48,14 @@ class Keeper(Generic[T]):
 
     def commit(self, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Make one decision of the state, then carry out what it asks for; from any thread."""
+        try:
+            return self._decide(decide, *args, **kwargs)
+        finally:
+            self._carry_out()
+
+    def _decide(self, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        # What an outage keeps alive, down to half-open connections, must not die under the lock.
+        cause = self._state.outage.cause
         ring_earlier = False
         try:
             with self._lock:
@@ -59,18 +67,18 @@ class Keeper(Generic[T]):
                         self._due = due
                         ring_earlier = True
         finally:
-            self._carry_out()
+            del cause
             if ring_earlier:
                 self._set_timer()
 
-    def move(self, loop: Loop, *, may_await: bool) -> None:
+    def move(self, loop: Loop) -> None:
         """Live in this loop from now on; part of a decision."""
         if self.has_lost_loop():
             self._state.abandon(self._clock())
         self.loop = loop
         self._timer = None
         self._due = float("inf")
-        self._hooks.enter_loop(may_await=may_await)
+        self._hooks.enter_loop(loop)
 
     def has_lost_loop(self) -> bool:
         """Whether the pool's loop has ended without the pool."""
@@ -92,7 +100,7 @@ class Keeper(Generic[T]):
         try:
             waiter.wake()
         except RuntimeError:  # its loop has ended, and it with it
-            self.commit(self._state.withdraw, waiter, self._clock())
+            self._decide(self._state.withdraw, waiter, self._clock())
 
     def _start(self, action: Action, subject: Slot[T] | Creation) -> None:
         try:
@@ -112,6 +120,7 @@ class Keeper(Generic[T]):
             raise
         except BaseException as error:
             self._report(action, subject, error)
+            self._carry_out()
             if not isinstance(error, Exception):
                 raise
         else:
@@ -119,6 +128,8 @@ class Keeper(Generic[T]):
             self.commit(outcome, self._clock())
             if was_failing and not self._state.outage.failures:
                 logger.info("pool %r: create works again", self._state.policy.name)
+        if self._state.is_over() and isinstance(self.loop, PrivateLoop):
+            self.loop.stop_soon()
 
     async def _create(self, creation: Creation) -> Outcome:
         resource = await self._hooks.create(self._clean_late)
@@ -137,19 +148,19 @@ class Keeper(Generic[T]):
         return partial(self._state.cleaned, slot, failed=False)
 
     def _report(self, action: Action, subject: Any, error: BaseException) -> None:
-        """Commit that a hook failed, and log it."""
+        """Decide what follows from a failed hook, and log it."""
         state, now = self._state, self._clock()
         was_failing = state.outage.failures > 0
         if action is Action.CREATE:
-            self.commit(state.create_failed, subject, error, now)
+            self._decide(state.create_failed, subject, error, now)
             if was_failing:
                 return  # said once; health and metrics say that it goes on
         elif action is Action.CHECK:
-            self.commit(state.checked, subject, now, healthy=False)
+            self._decide(state.checked, subject, now, healthy=False)
         elif action is Action.CHANGE:
-            self.commit(state.changed, subject, now, failed=True)
+            self._decide(state.changed, subject, now, failed=True)
         else:
-            self.commit(state.cleaned, subject, now, failed=True)
+            self._decide(state.cleaned, subject, now, failed=True)
         logger.warning("pool %r: %s failed with %s", state.policy.name, action.value, describe(error))
 
     def _clean_late(self, resource: T) -> None:

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any, Generic
 
 from . import _report as report
-from ._generations import Generations
+from ._generations import LOST, Generations
 from ._outage import Outage
 from ._policy import Policy
 from ._queue import Queue
@@ -55,6 +55,7 @@ class Ledger(Generic[T]):
         self.has_change = has_change
         self.has_check = has_check
         self._check_after = policy.check_after if has_check else float("inf")
+        self._fresh_after_use = self._check_after or float("-inf")  # 0: checked before each reuse
         self._min_free = policy.min_free
         # Raised while anything but "take a free one, put it back" may be called for.
         self.gate = True
@@ -80,7 +81,7 @@ class Ledger(Generic[T]):
 
     def take(self, now: float) -> Slot[T] | None:
         """Lease out a free resource that is fresh; None where the lock is needed to say more."""
-        if self.gate or len(self.free) <= self._min_free:
+        if self.gate or (len(self.free) <= self._min_free and len(self.slots) < self.limit):
             return None
         try:
             slot = self._next_free()
@@ -110,7 +111,7 @@ class Ledger(Generic[T]):
         """Make a slot free whose lease has ended; False where that takes `release`."""
         if self.gate or self.has_change:
             return False
-        slot.fresh_until = now + self._check_after
+        slot.fresh_until = now + self._fresh_after_use
         self.free.append(slot)
         return True
 
@@ -124,6 +125,15 @@ class Ledger(Generic[T]):
         if slot is None:
             raise report.not_leased(self)
         return slot
+
+    def holds(self, slot: Slot[T]) -> bool:
+        """Whether the slot is the pool's, or at least expected back."""
+        return self.slots.get(slot.key) is slot or self.taken.get(slot.key) is slot
+
+    def has_seen(self, resource: T) -> bool:
+        """Whether the pool has this very object already."""
+        key = id(resource)
+        return key in self.slots or key in self.taken or any(slot.key == key for slot in self.cleaning)
 
     def _lease_out(self, slot: Slot[T], now: float) -> None:
         slot.since = now
@@ -178,8 +188,9 @@ class Ledger(Generic[T]):
         self.todo.append((Action.CLEAN, slot))
 
     def _remove(self, slot: Slot[T]) -> None:
-        del self.slots[slot.key]
-        self.totals.past_use.add(slot.use)
+        if self.slots.get(slot.key) is slot:  # and not written off before
+            del self.slots[slot.key]
+            self.totals.past_use.add(slot.use)
 
     def _leave(self, generation: int) -> None:
         for waiter in self.generations.leave(generation):
@@ -194,8 +205,10 @@ class Ledger(Generic[T]):
             AssertionError: If something does not; it says what.
         """
         free, slots, waiting = list(self.free), list(self.slots.values()), list(self.queue)
-        places = [free, list(self.taken.values()), list(self.checking), list(self.changing)]
-        generations = [each.generation for each in (*slots, *self.cleaning)]
+        lost = [slot for slot in self.taken.values() if slot.generation == LOST]
+        taken = [slot for slot in self.taken.values() if slot.generation != LOST]
+        places = [free, taken, list(self.checking), list(self.changing)]
+        generations = [each.generation for each in (*slots, *lost, *self.cleaning)]
         generations += [creation.generation for creation in self.creating]
         is_open = self.status is Status.OPEN
         totals = self.totals
@@ -232,23 +245,23 @@ class Ledger(Generic[T]):
             )
             and self.generations.total() == len(generations),
             "nothing is lost": totals.create.count()
-            == totals.cleans + totals.detached + len(slots) + len(self.cleaning),
+            == totals.cleans + totals.detached + len(slots) + len(lost) + len(self.cleaning),
             "each one that is leased was leased out once more than given back": all(
                 slot.leases - slot.use.count() == (slot.key in self.taken) for slot in slots
             ),
-            "the states of the statistics add up": self._adds_up(now),
+            "the states of the statistics add up": self._adds_up(now, len(taken)),
         }
         broken = [promise for promise, kept in promises.items() if not kept]
         if broken:
             raise AssertionError(f"{report.subject(self)}, {self.status}: broken: {'; '.join(broken)}")
 
-    def _adds_up(self, now: float) -> bool:
+    def _adds_up(self, now: float, leased: int) -> bool:
         stats = report.stats(self, now)
         counts = (stats.free, stats.taken, stats.leased, stats.acquires, stats.releases, *stats.wait.counts)
         return (
             min(counts) >= 0
             and stats.free == len(self.free)
-            and stats.leased == len(self.taken)
+            and stats.leased == leased
             and stats.free + stats.taken == len(self.slots)
             and stats.acquires == stats.releases + stats.leased == stats.wait.count
         )

@@ -10,13 +10,14 @@ import contextvars
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ._waiters import AsyncioWaiter, TaskWaiter
 from .manager import T
 
+R = TypeVar("R")
 Job = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -25,6 +26,10 @@ class Timer(Protocol):
 
     def cancel(self) -> None:
         """Let it not happen."""
+
+
+class Overdue(Exception):  # noqa: N818 - reads as what happened
+    """Something took longer than it may."""
 
 
 class LoopEnded(RuntimeError):  # noqa: N818 - reads as what happened
@@ -56,6 +61,14 @@ class Loop(ABC):
 
         Raises:
             LoopEnded: If the loop ends first, or has ended.
+        """
+
+    @abstractmethod
+    async def within(self, seconds: float, call: Callable[[], Awaitable[R]]) -> R:
+        """Await what `call` returns, in this loop, for so long at most; it is cancelled once then.
+
+        Raises:
+            Overdue: If it took longer.
         """
 
     @abstractmethod
@@ -121,6 +134,16 @@ class AsyncioLoop(Loop):
             future.cancel()
             raise
 
+    async def within(self, seconds: float, call: Callable[[], Awaitable[R]]) -> R:
+        # asyncio's own: anyio would cancel again and again, also what a driver awaits to clean up.
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await call()
+        except TimeoutError:
+            if limit.expired():
+                raise Overdue from None
+            raise
+
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         return self._loop.call_later(delay, call, context=contextvars.Context())
 
@@ -139,10 +162,14 @@ class PrivateLoop(AsyncioLoop):
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._stop.wait())
 
-    def stop(self) -> None:
-        """End the loop and its thread; to stop it twice does no harm."""
+    def stop_soon(self) -> None:
+        """End the loop and its thread, from any thread; to stop it twice does no harm."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._stop.set)
+
+    def stop(self) -> None:
+        """End the loop, and wait for its thread."""
+        self.stop_soon()
         self._thread.join()
 
 

@@ -75,7 +75,7 @@ class RequestLeases:
             lease = pool.lease(holder=Route(scope))
             await lease.__aenter__()
             if pool in self._leases:  # another task of this request was faster
-                lease.release_soon()
+                lease.release_nowait()
             else:
                 self._leases[pool] = _Shared(lease)
         shared = self._leases[pool]
@@ -90,7 +90,7 @@ class RequestLeases:
         if not shared.users:
             del self._leases[pool]
             with suppress(NotLeased):  # the application has discarded or detached it
-                shared.lease.release_soon()
+                shared.lease.release_nowait()
 
     async def enter_until_response(self, pool: ConnectionPool[T], scope: Scope) -> T:
         """Use the lease until just before the last part of the response."""

@@ -30,10 +30,17 @@ class State(Ledger[T]):
 
     # --- life -----------------------------------------------------------------------------
 
-    def open(self, now: float) -> None:
-        """Let callers in, and create what `min_free` asks for."""
+    def check_not_open(self) -> None:
+        """See that the pool may be opened.
+
+        Raises:
+            PoolConfigError: If it is open, or not closed yet.
+        """
         if self.status is Status.OPEN or self.status is Status.CLOSING:
             raise report.open_already(self)
+
+    def open(self, now: float) -> None:
+        """Let callers in, and create what `min_free` asks for."""
         self.status = Status.OPEN
         self.generations.next()
         self.outage.end()
@@ -49,16 +56,27 @@ class State(Ledger[T]):
             self._probing_since = None
         return self.expire(now)
 
+    def is_over(self) -> bool:
+        """Whether the pool is closed and nothing is left of it."""
+        return self.status is Status.CLOSED and not self.generations.total()
+
     def closed(self) -> None:
         """Be closed; who has not come back by now is cleaned when it does."""
         if self.status is Status.CLOSING:
             self.status = Status.CLOSED
 
-    def write_off(self) -> None:
-        """Stop waiting for those that are leased out; they are cleaned when they come back."""
-        for slot in list(self.taken.values()):
+    def write_off(self, generation: int, now: float) -> list[tuple[object, float]]:
+        """Stop waiting for leases of this generation and older ones; returns their holders and ages.
+
+        They no longer count, as if they had ended now, and are cleaned when they come back.
+        """
+        lost = [slot for slot in list(self.taken.values()) if slot.generation <= generation]
+        for slot in lost:
+            slot.use.record(now - slot.since)
+            self._remove(slot)
             self._leave(slot.generation)
             slot.generation = self.generations.enter_lost()
+        return [(slot.holder, now - slot.since) for slot in lost]
 
     def expire(self, now: float) -> int:
         """Retire all that exist: the free at once, each other one when it comes back."""
@@ -87,6 +105,8 @@ class State(Ledger[T]):
         Raises:
             PoolClosed: If the pool is not open.
         """
+        if self.gate and self.free:  # put back by `take`, when nobody else looked any more
+            self.settle(now)
         if self.status is not Status.OPEN:
             self.totals.refusals["closed"] += 1
             raise report.not_open(self)
@@ -97,8 +117,7 @@ class State(Ledger[T]):
             self._lease_out(slot, now)
             self.settle(now)
             return slot
-        if not self._arriving():
-            self._ready_one(now)
+        self._ready_one(now)
         return None
 
     def acquire(self, waiter: Waiter[T], timeout: float | None, now: float) -> Slot[T] | None:
@@ -195,7 +214,7 @@ class State(Ledger[T]):
             self._discard(slot, "expired")
         else:
             # While `create` fails, use proves nothing: only a check does.
-            slot.fresh_until = float("-inf") if self.outage.failures and self.has_check else now + self._check_after
+            slot.fresh_until = float("-inf") if self.outage.failures and self.has_check else now + self._fresh_after_use
             self.free.append(slot)
         self.settle(now)
 
@@ -203,7 +222,7 @@ class State(Ledger[T]):
 
     def created(self, creation: Creation, resource: T, now: float) -> None:
         """Welcome a new resource; whoever is next in line gets it."""
-        if id(resource) in {*self.slots, *(slot.key for slot in self.cleaning)}:
+        if self.has_seen(resource):
             self.create_failed(creation, report.same_object(self), now)
             return
         self.creating.remove(creation)
@@ -223,9 +242,10 @@ class State(Ledger[T]):
         self.gate = True
         self.creating.remove(creation)
         self.totals.create_failures += 1
+        was_failing = self.outage.failures > 0
         self.outage.note(cause, started=creation.started, now=now)
         self._doubt_free()
-        if self.queue:
+        if self.queue and not was_failing:  # later ones are tries of our own, made for nobody
             self._fail(self.queue.head(), report.unavailable(self, now))
         self._tell_watchers(report.unavailable(self, now))
         self._leave(creation.generation)
@@ -324,7 +344,8 @@ class State(Ledger[T]):
             self._sweep_free()
         while self.queue and (slot := self._pop_fresh(now)) is not None:
             self._grant(self.queue.head(), slot, now)
-        while len(self.queue) > self._arriving() and (slot := self._pop_free()) is not None:
+        # Whatever is being created: that may take long.
+        while len(self.queue) > len(self.checking) and (slot := self._pop_free()) is not None:
             self._start_check(slot)
         if not self.outage.failures:
             wanted = len(self.queue) + max(0, self._min_free - len(self.free))
@@ -367,20 +388,21 @@ class State(Ledger[T]):
         self.todo.append((Action.CHECK, slot))
 
     def _start_probe(self, now: float) -> bool:
-        if not self._arriving():
+        """Have a check under way, or a creation where there is nothing else: it may just be slow."""
+        if not self.checking:
             slot = self._pop_coldest() if self.has_check else None
             if slot is not None:
                 self._start_check(slot)
-            elif not self.slots and self._has_room():
+            elif not self.slots and not self.creating and self._has_room():
                 self._start_creation(now)
-        return self._arriving() > 0
+        return bool(self.checking) or (not self.slots and bool(self.creating))
 
     def _ready_one(self, now: float) -> None:
         """Check or create one on behalf of a caller that does not wait."""
-        slot = self._pop_free()
+        slot = self._pop_free() if not self.checking else None
         if slot is not None:
             self._start_check(slot)
-        elif self._has_room() and not self.outage.failures:
+        elif not self._arriving() and self._has_room() and not self.outage.failures:
             self._start_creation(now)
 
     def _prove(self, now: float) -> None:

@@ -1,12 +1,12 @@
 """The trio side of `_loop` and `_waiters`; imported only where trio runs."""
 
 import contextvars
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import trio
 
-from ._loop import Job, Loop, LoopEnded, Timer
+from ._loop import Job, Loop, LoopEnded, Overdue, R, Timer
 from ._waiters import TaskWaiter
 from .manager import T
 
@@ -74,6 +74,11 @@ class TrioLoop(Loop):
             trio.from_thread.run(job, trio_token=self._token)
         except (trio.RunFinishedError, trio.Cancelled):
             raise LoopEnded from None
+
+    async def within(self, seconds: float, call: Callable[[], Awaitable[R]]) -> R:
+        with trio.move_on_after(seconds):
+            return await call()
+        raise Overdue
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         scope = trio.CancelScope()

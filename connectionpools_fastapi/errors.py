@@ -48,7 +48,7 @@ class ResourceUnavailable(PoolError):  # noqa: N818 - reads as the state that it
         retry_after: Seconds until the pool itself tries `create` again.
     """
 
-    def __init__(self, message: str, retry_after: float) -> None:
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
         """Keep the time until the next try beside the message."""
         super().__init__(message)
         self.retry_after: float | None = retry_after

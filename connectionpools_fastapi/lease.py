@@ -53,7 +53,7 @@ class Lease(Generic[T]):
         """
         return self._slot().resource
 
-    def release_soon(self) -> None:
+    def release_nowait(self) -> None:
         """Give the resource back without waiting for `change`; it cannot be interrupted.
 
         Callable from any thread.

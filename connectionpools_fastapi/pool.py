@@ -95,7 +95,8 @@ class ConnectionPool(Generic[T]):
             change: Makes a resource that comes back ready for its next user.
             clean: Destroys a resource.
             name: What errors, logs, health and metrics call the pool; unique in an application.
-            limit: The most resources that may exist at once.
+            limit: The most resources that may exist at once. One that is being cleaned no
+                longer counts, so that a `clean` that hangs costs no capacity.
             min_free: How many are kept free beyond those in use, as long as `limit` allows.
                 They are created before `open` returns.
             timeout: How long an acquire waits, in seconds; None for ever, 0 not at all.
@@ -198,8 +199,7 @@ class ConnectionPool(Generic[T]):
         Returns:
             One entry a lease. Those taken through `Leased` are named after their route.
         """
-        leases = self._commit(report.holders, self._state, self._clock())
-        return [Holder(name="unnamed" if holder is None else str(holder), age=age) for holder, age in leases]
+        return _named(self._commit(report.holders, self._state, self._clock()))
 
     def __repr__(self) -> str:
         """Say it as ConnectionPools.jl does."""
@@ -223,8 +223,9 @@ class ConnectionPool(Generic[T]):
 
     async def _open(self, loop: Loop) -> None:
         def begin() -> None:
+            self._state.check_not_open()
+            self._keeper.move(loop)
             self._state.open(self._clock())
-            self._keeper.move(loop, may_await=not isinstance(loop, PrivateLoop))
 
         self._commit(begin)
         try:
@@ -249,13 +250,10 @@ class ConnectionPool(Generic[T]):
         """
         generation = self._commit(self._begin_close)
         try:
-            if not await self._wait_gone(generation, self._policy.close_timeout):
-                self._log_holders()
-                self._commit(self._state.write_off)
-                # What is left are hooks, each of which has its own limit: a create, then its clean.
-                await self._wait_gone(generation, 2 * self._policy.hook_timeout)
-        finally:  # also if this is cancelled: then the rest goes on by itself
-            self._commit(self._state.closed)
+            await self._wait_gone(generation, self._policy.close_timeout)
+        finally:  # cancelled or not, everything is cleaned; only leases are not waited for any more
+            with anyio.CancelScope(shield=True):
+                await self._end_close(generation)
 
     def _begin_close(self) -> int:
         if self._keeper.has_lost_loop():
@@ -263,17 +261,22 @@ class ConnectionPool(Generic[T]):
             if here is None or self._hooks.are_async:  # cleaning belongs to the loop that has ended
                 self._state.abandon(self._clock())
             else:
-                self._keeper.move(here, may_await=True)
+                self._keeper.move(here)
         return self._state.close(self._clock())
 
-    def _log_holders(self) -> None:
-        for holder in self.holders():
+    async def _end_close(self, generation: int) -> None:
+        for holder in _named(self._commit(self._state.write_off, generation, self._clock())):
             logger.warning(
                 "pool %r: closed while %s still holds a resource, for %.3g s now; it is cleaned on return",
                 self.name,
                 holder.name,
                 holder.age,
             )
+        try:
+            # What is left are hooks, each of which has its own limit: a create, then its clean.
+            await self._wait_gone(generation, 2 * self._policy.hook_timeout)
+        finally:
+            self._commit(self._state.closed)
 
     async def drain(self) -> None:
         """Wait for what is leased out, clean all that exists now, and stay usable.
@@ -403,7 +406,12 @@ class ConnectionPool(Generic[T]):
         Returns:
             False if the try failed or did not end in time. True says only that nothing
             speaks against the back-end; see `stats` for what is known.
+
+        Raises:
+            PoolConfigError: If `max_age` or `timeout` is no duration.
         """
+        self._policy.check_seconds("max_age", max_age, hint="0 trusts nothing that is known")
+        self._policy.check_seconds("timeout", timeout, hint="as timeout=2.0")
         watcher: TaskWaiter[T] = task_waiter()
         known = self._commit(self._state.probe, watcher, max_age, timeout, self._clock())
         if known is not None:
@@ -477,8 +485,9 @@ class ConnectionPool(Generic[T]):
             WrongEventLoop: If an event loop runs in this thread, or the pool's has ended.
         """
         self._refuse_loop("close_sync", "`await pool.close()`")
-        self._run(self.close)
         loop = self._keeper.loop
+        if self._state.status is not Status.CLOSED:
+            self._run(self.close)
         if isinstance(loop, PrivateLoop) and not self._state.generations.total():
             loop.stop()
 
@@ -510,7 +519,9 @@ class ConnectionPool(Generic[T]):
 
         Raises:
             NotLeased: If it is not leased from this pool, or was given back before.
+            WrongEventLoop: If an event loop runs in this thread.
         """
+        self._refuse_loop("release_sync", "`await pool.release(resource)`")
         self._return_sync(self._leased(resource))
 
     def __enter__(self) -> Self:
@@ -560,7 +571,8 @@ class ConnectionPool(Generic[T]):
         try:
             self._keeper.loop.run(job)
         except LoopEnded:
-            raise self._keeper.orphaned() from None
+            if self._state.status is not Status.CLOSED:  # by another thread, meanwhile
+                raise self._keeper.orphaned() from None
 
     # --- what both share ----------------------------------------------------------------------
 
@@ -578,8 +590,12 @@ class ConnectionPool(Generic[T]):
 
     def _granted(self, waiter: Waiter[T]) -> Slot[T]:
         if waiter.slot is None:
-            assert waiter.error is not None  # noqa: S101 - a waiter is woken with either
-            raise waiter.error
+            error, waiter.error = waiter.error, None
+            assert error is not None  # noqa: S101 - a waiter is woken with either
+            try:
+                raise error
+            finally:
+                del error  # or it would keep itself and the caller's variables alive: a cycle
         try:
             # Only now may it be known that create is async: by what it returned.
             self._check_here()
@@ -589,7 +605,7 @@ class ConnectionPool(Generic[T]):
         return waiter.slot
 
     def _owns(self, slot: Slot[T]) -> bool:
-        return self._state.slots.get(slot.key) is slot
+        return self._state.holds(slot)
 
     def _leased(self, resource: T) -> Slot[T]:
         return self._state.leased(resource)
@@ -614,3 +630,8 @@ class ConnectionPool(Generic[T]):
         self._state.end(slot, now)
         self._commit(self._state.detach, slot, now)
         return slot.resource
+
+
+def _named(leases: list[tuple[object, float]]) -> list[Holder]:
+    """Name holders, which runs users' code: so not under the lock."""
+    return [Holder(name="unnamed" if holder is None else str(holder), age=age) for holder, age in leases]
