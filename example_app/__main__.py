@@ -23,8 +23,10 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, then print the addresses."""
         await super().startup(sockets)
-        host, port = self.servers[0].sockets[0].getsockname()[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - somewhere a browser can go to
+        bound: tuple[str, int] = self.servers[0].sockets[0].getsockname()[:2]
+        host, port = bound
+        if host in ("0.0.0.0", "::"):  # noqa: S104 - all addresses; a browser wants one
+            host = "localhost"
         base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         print(  # noqa: T201 - what a person wants to know first
             f"Links is running. Open\n"
