@@ -75,6 +75,8 @@ class Keeper(Generic[T]):
         """Live in this loop from now on; part of a decision."""
         if self.has_lost_loop():
             self._state.abandon(self._clock())
+        elif isinstance(self.loop, PrivateLoop):
+            self.loop.stop_soon()
         self.loop = loop
         self._timer = None
         self._due = float("inf")
@@ -150,11 +152,12 @@ class Keeper(Generic[T]):
     def _report(self, action: Action, subject: Any, error: BaseException) -> None:
         """Decide what follows from a failed hook, and log it."""
         state, now = self._state, self._clock()
-        was_failing = state.outage.failures > 0
         if action is Action.CREATE:
+            # Said once; health and metrics say that it goes on. Who opens the pool says it himself.
+            is_known = state.outage.failures > 0 or bool(state.openers)
             self._decide(state.create_failed, subject, error, now)
-            if was_failing:
-                return  # said once; health and metrics say that it goes on
+            if is_known:
+                return
         elif action is Action.CHECK:
             self._decide(state.checked, subject, now, healthy=False)
         elif action is Action.CHANGE:

@@ -160,10 +160,15 @@ class PrivateLoop(AsyncioLoop):
 
     def _live(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._stop.wait())
+            runner.run(self._live_until_stopped())
+
+    async def _live_until_stopped(self) -> None:
+        await self._stop.wait()
+        while self._tasks:  # hooks, each of which has its time limit
+            await asyncio.wait(tuple(self._tasks))
 
     def stop_soon(self) -> None:
-        """End the loop and its thread, from any thread; to stop it twice does no harm."""
+        """End the loop and its thread once its tasks are done; from any thread, and as often as you like."""
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._stop.set)
 

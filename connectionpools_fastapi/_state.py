@@ -24,7 +24,9 @@ class State(Ledger[T]):
         self, policy: Policy, *, has_check: bool, has_change: bool, chance: Callable[[], float] = random.random
     ) -> None:
         super().__init__(policy, has_check=has_check, has_change=has_change, chance=chance)
-        self._watchers: list[Waiter[T]] = []  # want to know how the next create or check ends
+        # Want to know how the next create or check ends: who opens the pool, and who probes its back-end.
+        self.openers: list[Waiter[T]] = []
+        self._watchers: list[Waiter[T]] = []
         self._proved_at = float("-inf")  # when a create or a check last succeeded
         self._probing_since: float | None = None  # when somebody began to wait for that
 
@@ -50,10 +52,9 @@ class State(Ledger[T]):
         """Refuse newcomers and fail who waits; returns the generation that has to go."""
         if self.status is not Status.CLOSED:
             self.status = Status.CLOSING
-            for waiter in (*self.queue, *self._watchers):
+            for waiter in tuple(self.queue):
                 self._fail(waiter, report.not_open(self))
-            self._watchers.clear()
-            self._probing_since = None
+            self._tell_watchers(report.not_open(self))
         return self.expire(now)
 
     def is_over(self) -> bool:
@@ -95,6 +96,7 @@ class State(Ledger[T]):
     def forget(self, waiter: Waiter[T]) -> None:
         """No longer tell somebody about a generation or an outcome."""
         self.generations.forget(waiter)
+        self.openers = [opener for opener in self.openers if opener is not waiter]
         self._watchers = [watcher for watcher in self._watchers if watcher is not waiter]
 
     # --- acquire --------------------------------------------------------------------------
@@ -318,7 +320,7 @@ class State(Ledger[T]):
         if self.outage.failures:
             watcher.error = report.unavailable(self, now)
             return False
-        self._watchers.append(watcher)
+        self.openers.append(watcher)
         return True
 
     def tick(self, now: float) -> None:
@@ -411,10 +413,11 @@ class State(Ledger[T]):
 
     def _tell_watchers(self, error: PoolError | None) -> None:
         self._probing_since = None
-        for watcher in self._watchers:
-            watcher.error = error
-            self.todo.append((Action.WAKE, watcher))
-        self._watchers.clear()
+        for watchers in (self.openers, self._watchers):
+            for watcher in watchers:
+                watcher.error = error
+                self.todo.append((Action.WAKE, watcher))
+            watchers.clear()
 
     def _arriving(self) -> int:
         return len(self.creating) + len(self.checking)
