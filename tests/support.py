@@ -8,6 +8,8 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import trio
+import trio.lowlevel
 from trio.testing import MockClock
 
 from connectionpools_fastapi import ConnectionPool
@@ -48,6 +50,11 @@ def jumping(backend: str) -> tuple[str, dict[str, Any]]:
     if backend == "trio":
         return "trio", {"clock": MockClock(autojump_threshold=0)}
     return "asyncio", {"loop_factory": JumpingLoop}
+
+
+def loop_time() -> float:
+    """Return the time of the running loop, also within its callbacks."""
+    return trio.current_time() if trio.lowlevel.in_trio_run() else asyncio.get_running_loop().time()
 
 
 async def settled() -> None:
@@ -158,7 +165,7 @@ class Backend:
     def pool(self, *hooks: str, **options: Any) -> ConnectionPool[Resource]:
         """Make a pool with `create`, `clean` and the hooks that are named, in the loop's own time."""
         chosen = {name: getattr(self, name) for name in ("create", "clean", *hooks)}
-        return ConnectionPool(**{"clock": anyio.current_time, **chosen, **options})
+        return ConnectionPool(**{"clock": loop_time, **chosen, **options})
 
 
 class PlainBackend:
