@@ -85,17 +85,26 @@ def same_object(ledger: Ledger[Any]) -> PoolConfigError:
 
 
 def unavailable(ledger: Ledger[Any], now: float) -> PoolError:
-    """Say that `create` fails; a mistake in the hook itself is told as what it is."""
-    cause = ledger.outage.cause
-    if isinstance(cause, (PoolConfigError, WrongEventLoop)) and cause.is_own:
-        return type(cause)(str(cause))
+    """Say that `create` fails, and when it is tried again."""
     wait = ledger.outage.retry_after(now)
     times = "once" if ledger.outage.failures == 1 else f"{ledger.outage.failures} times"
+    return _create_fails(ledger, f"create failed {times}", f"the pool tries again in {wait:.2g} s", wait)
+
+
+def cannot_open(ledger: Ledger[Any]) -> PoolError:
+    """Say that `create` fails while the pool is being opened."""
+    return _create_fails(ledger, "cannot be opened: create failed", "min_free=0 would start without it", 1.0)
+
+
+def _create_fails(ledger: Ledger[Any], what: str, and_then: str, retry_after: float) -> PoolError:
+    cause = ledger.outage.cause
+    if isinstance(cause, (PoolConfigError, WrongEventLoop)) and cause.is_own:
+        return type(cause)(str(cause))  # a mistake in the hook is told as what it is
     kind = describe(cause) if cause is not None else "nothing"
     error = ResourceUnavailable(
-        f"{subject(ledger)}: create failed {times}, last with {kind}. The pool tries again in {wait:.2g} s; "
-        "see that the back-end is up and that create connects to the right one",
-        wait,
+        f"{subject(ledger)}: {what}, last with {kind}. See that the back-end is up and that create connects to "
+        f"the right one; {and_then}",
+        retry_after,
     )
     error.__cause__ = cause
     return error

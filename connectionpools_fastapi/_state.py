@@ -313,15 +313,16 @@ class State(Ledger[T]):
         self._watchers.append(watcher)
         return None
 
-    def watch_min_free(self, watcher: Waiter[T], now: float) -> bool:
-        """Wake `watcher` at the next outcome while `min_free` resources do not exist yet."""
-        if self.status is not Status.OPEN or len(self.slots) >= self._min_free:
-            return False
-        if self.outage.failures:
-            watcher.error = report.unavailable(self, now)
-            return False
-        self.openers.append(watcher)
-        return True
+    def watch_min_free(self, watcher: Waiter[T]) -> bool:
+        """Wake `watcher` at the next outcome while `min_free` resources do not exist yet, and may yet come."""
+        if self.status is not Status.OPEN:
+            watcher.error = report.not_open(self)
+        elif self.outage.failures:
+            watcher.error = report.cannot_open(self)
+        elif len(self.slots) < self._min_free:
+            self.openers.append(watcher)
+            return True
+        return False
 
     def tick(self, now: float) -> None:
         """Do what is due: time out who waits too long, try `create` again."""
@@ -413,11 +414,13 @@ class State(Ledger[T]):
 
     def _tell_watchers(self, error: PoolError | None) -> None:
         self._probing_since = None
-        for watchers in (self.openers, self._watchers):
-            for watcher in watchers:
-                watcher.error = error
-                self.todo.append((Action.WAKE, watcher))
-            watchers.clear()
+        for watcher in self._watchers:
+            watcher.error = error
+            self.todo.append((Action.WAKE, watcher))
+        self._watchers.clear()
+        for opener in self.openers:  # looks again
+            self.todo.append((Action.WAKE, opener))
+        self.openers.clear()
 
     def _arriving(self) -> int:
         return len(self.creating) + len(self.checking)

@@ -230,7 +230,7 @@ class ConnectionPool(Generic[T]):
         self._commit(begin)
         try:
             waiter: TaskWaiter[T] = task_waiter()
-            while waiter.error is None and self._commit(self._state.watch_min_free, waiter, self._clock()):
+            while waiter.error is None and self._commit(self._state.watch_min_free, waiter):
                 await waiter.wait()
                 if waiter.error is None:
                     waiter = task_waiter()

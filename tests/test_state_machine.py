@@ -262,7 +262,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def watch_min_free(self) -> None:
         watcher = Caller()
-        if self.state.watch_min_free(watcher, self.now):
+        if self.state.watch_min_free(watcher):
             self.watchers.append(watcher)
         self.carry_out()
 
@@ -273,14 +273,14 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def close(self) -> None:
-        self.state.close(self.now)
+        self.closing = self.state.close(self.now)
         self.carry_out()
         assert not self.line, "somebody waits for a pool that closes"
 
     @precondition(lambda self: self.state.status is Status.CLOSING)
     @rule()
     def write_off(self) -> None:
-        self.state.write_off()
+        self.state.write_off(self.closing, self.now)
         self.state.closed()
         self.carry_out()
 
