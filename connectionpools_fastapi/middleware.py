@@ -104,10 +104,10 @@ class PoolMiddleware:
             await self._lifespan(scope, receive, send)
         elif scope["type"] == "http" and (path := self._own_path(scope)) is not None:
             await (await self._answer(scope, path))(scope, receive, send)
-        elif SCOPE_KEY in scope or scope["type"] not in ("http", "websocket"):
-            await self.app(scope, receive, send)  # another one of us is around it, and does the work
-        else:
+        elif scope["type"] in ("http", "websocket"):
             await self._serve(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         leases = scope[SCOPE_KEY] = RequestLeases(ends_with_response=True)
@@ -182,9 +182,7 @@ class PoolMiddleware:
         path: str = scope["path"]
         if self._prefix not in path:
             return None
-        root: str = scope.get("root_path", "")
-        if root and path.startswith(root + "/"):
-            path = path[len(root) :]
+        path = path.removeprefix(scope.get("root_path", ""))
         if not path.startswith(self._prefix + "/"):
             return None
         path = path[len(self._prefix) + 1 :].removesuffix("/")

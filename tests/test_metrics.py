@@ -180,6 +180,8 @@ BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;
         ("application/json;q=-1", TEXT),
         ("application/json;q=nan, text/plain;q=0.1", JSON),
         (",,;;q=,", TEXT),
+        ("text/html, text/plain;q=0", TEXT),
+        ("text/html, text/plain;q=-1", TEXT),
         ("application/openmetrics-text;version=nonsense", OPENMETRICS),
         ("text/plain;version=nonsense", TEXT),
     ],
