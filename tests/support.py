@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import selectors
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -219,7 +219,7 @@ async def assert_nothing_is_lost(pool: ConnectionPool[Resource], backend: Backen
     assert stats.acquires == stats.releases
 
 
-async def outcome_of(call: Callable[[], Awaitable[Any]]) -> Any:
+async def outcome_of(call: Callable[[], Any]) -> Any:
     """Return what a call returns or raises."""
     try:
         result = call()

@@ -528,6 +528,7 @@ async def test_who_waits_for_a_check_takes_what_is_released_meanwhile() -> None:
             await settled()
             assert callers.got("waiter") is busy
             backend["check"].open()
+            await settled()
         assert pool.free == 1
         await pool.release(busy)
 
