@@ -15,7 +15,6 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from ._waiters import AsyncioWaiter, TaskWaiter
-from .manager import T
 
 R = TypeVar("R")
 Job = Callable[[], Coroutine[Any, Any, None]]
@@ -136,8 +135,9 @@ class AsyncioLoop(Loop):
 
     async def within(self, seconds: float, call: Callable[[], Awaitable[R]]) -> R:
         # asyncio's own: anyio would cancel again and again, also what a driver awaits to clean up.
+        limit = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds) as limit:
+            async with limit:
                 return await call()
         except TimeoutError:
             if limit.expired():
@@ -194,7 +194,7 @@ def current_loop() -> Loop | None:
     return None if running is None else AsyncioLoop(running)
 
 
-def task_waiter() -> TaskWaiter[T]:
+def task_waiter() -> TaskWaiter[Any]:
     """Return a new waiter for the running task, whichever library runs it."""
     if _in_trio():
         from ._trio import TrioWaiter  # noqa: PLC0415 - trio is not a dependency
