@@ -165,7 +165,10 @@ class Hooks(Generic[T]):
 
     async def _run(self, name: str, hook: Callable[[], Any]) -> Any:
         if self._on_thread(name):
-            result = await anyio.to_thread.run_sync(hook, abandon_on_cancel=True, limiter=self._threads())
+            # In a tuple, since trio takes a coroutine that a thread returns for a mistake.
+            (result,) = await anyio.to_thread.run_sync(
+                lambda: (hook(),), abandon_on_cancel=True, limiter=self._threads()
+            )
         else:
             result = hook()
         if inspect.isawaitable(result):
