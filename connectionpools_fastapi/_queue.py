@@ -34,6 +34,9 @@ class Queue(Generic[T]):
         self._waiters[waiter] = None
         if waiter.deadline is not None:
             heapq.heappush(self._deadlines, (waiter.deadline, next(self._order), waiter))
+            if len(self._deadlines) > 2 * len(self._waiters) + 64:
+                self._deadlines = [entry for entry in self._deadlines if entry[2] in self._waiters]
+                heapq.heapify(self._deadlines)
 
     def leave(self, waiter: Waiter[T]) -> None:
         """Let a waiter go, from wherever it stands."""
@@ -45,16 +48,11 @@ class Queue(Generic[T]):
 
     def overdue(self, now: float) -> Iterator[Waiter[T]]:
         """Yield, one after the other, who waits although its time is over."""
-        while self._deadlines and self._deadlines[0][0] <= now:
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2] not in self._waiters):
             waiter = heapq.heappop(self._deadlines)[2]
             if waiter in self._waiters:
                 yield waiter
 
     def next_deadline(self) -> float:
-        """Say when the time of the next one is over; infinity if of none."""
-        if len(self._deadlines) > 2 * len(self._waiters) + 64:
-            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._waiters]
-            heapq.heapify(self._deadlines)
-        while self._deadlines and self._deadlines[0][2] not in self._waiters:
-            heapq.heappop(self._deadlines)
+        """Say when to ask who is overdue: no later than needed, and never if nobody has been let in since."""
         return self._deadlines[0][0] if self._deadlines else float("inf")

@@ -149,7 +149,8 @@ class State(Ledger[T]):
         waiter.deadline = None if timeout is None else now + timeout
         self.gate = True
         self.queue.join(waiter)
-        self.settle(now)
+        if self.free or self._has_room():  # else there is nothing to settle, as so often under load
+            self.settle(now)
         return None
 
     def withdraw(self, waiter: Waiter[T], now: float) -> None:
@@ -217,6 +218,11 @@ class State(Ledger[T]):
         else:
             # While `create` fails, use proves nothing: only a check does.
             slot.fresh_until = float("-inf") if self.outage.failures and self.has_check else now + self._fresh_after_use
+            if self.queue and now <= slot.fresh_until:  # straight to the next in line, and nothing else changes
+                self._grant(self.queue.head(), slot, now)
+                if not self.queue:
+                    self._set_gate()
+                return
             self.free.append(slot)
         self.settle(now)
 

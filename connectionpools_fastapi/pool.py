@@ -434,17 +434,21 @@ class ConnectionPool(Generic[T]):
         if slot is not None:
             return slot
         try:
-            await self._park(waiter)
+            if waiter.deadline is None or self._is_here():
+                await waiter.wait()
+            else:
+                await self._park_elsewhere(waiter)
         except BaseException:
             self._commit(self._state.withdraw, waiter, self._clock())
             raise
         return self._granted(waiter)
 
-    async def _park(self, waiter: TaskWaiter[T]) -> None:
+    def _is_here(self) -> bool:
         loop = self._keeper.loop
-        if waiter.deadline is None or (loop is not None and loop.is_here()):
-            await waiter.wait()
-            return
+        return loop is not None and loop.is_here()
+
+    async def _park_elsewhere(self, waiter: TaskWaiter[T]) -> None:
+        assert waiter.deadline is not None  # noqa: S101 - who waits for ever just waits
         # A task of another loop watches its own time: the pool's loop may be blocked, or have ended.
         with anyio.move_on_after(waiter.deadline - waiter.asked_at):
             await waiter.wait()
@@ -577,8 +581,7 @@ class ConnectionPool(Generic[T]):
     # --- what both share ----------------------------------------------------------------------
 
     def _check_here(self) -> None:
-        loop = self._keeper.loop
-        if self._hooks.are_async and loop is not None and not loop.is_here() and self._state.status is Status.OPEN:
+        if self._hooks.are_async and not self._is_here() and self._state.status is Status.OPEN:
             msg = (
                 f"pool {self.name!r}: its resources belong to the event loop that opened it, and this is another loop "
                 "or a thread. Lease in that loop (in sync endpoints through Leased), or write the hooks as `def`"

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from connectionpools_fastapi import PoolClosed, PoolTimeout, ResourceUnavailable, TooManyWaiting
+from connectionpools_fastapi import PoolClosed, PoolConfigError, PoolTimeout, ResourceUnavailable, TooManyWaiting
+from connectionpools_fastapi._generations import LOST
 from connectionpools_fastapi._ledger import Action, Status
 from connectionpools_fastapi._policy import Policy
 from connectionpools_fastapi._slot import Creation, Slot
@@ -104,7 +105,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert timeout == 0
         except TooManyWaiting:
             assert self.state.policy.max_waiting is not None
-        except ResourceUnavailable:
+        except (ResourceUnavailable, PoolConfigError):  # down, whatever the cause
             assert not self.state.slots
         else:
             assert was_open
@@ -315,7 +316,8 @@ class PoolMachine(RuleBasedStateMachine):
         assert set(self.hooks[Action.CHANGE]) == state.changing
         assert set(self.hooks[Action.CLEAN]) == state.cleaning
         gone = len(self.cleaned) + state.totals.detached
-        assert len(self.made) == gone + len(state.slots) + len(state.cleaning)
+        lost = sum(slot.generation == LOST for slot in state.taken.values())
+        assert len(self.made) == gone + len(state.slots) + len(state.cleaning) + lost
 
     @invariant()
     def whoever_watches_something_will_be_told(self) -> None:
