@@ -4,7 +4,9 @@ from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic
 
+from ._loop import task_waiter
 from ._slot import Slot
+from ._waiters import TaskWaiter
 from .errors import NotLeased, PoolConfigError
 from .manager import T
 
@@ -27,6 +29,10 @@ class _Phase(Enum):
     ENDED = "has ended"
 
 
+# Each look-up in an Enum costs as much as a method call.
+NEW, WAITING, ENDED = _Phase.NEW, _Phase.WAITING, _Phase.ENDED
+
+
 class Lease(Generic[T]):
     """A single use of one resource: `async with` in a task, `with` in a plain thread.
 
@@ -41,7 +47,7 @@ class Lease(Generic[T]):
         self._pool = pool
         self._timeout = timeout
         self._holder = holder
-        self._phase: _Phase | Slot[T] = _Phase.NEW
+        self._phase: _Phase | Slot[T] = NEW
         self._turn = 0  # which lease of its slot this is
 
     @property
@@ -61,7 +67,7 @@ class Lease(Generic[T]):
         Raises:
             NotLeased: If the lease has not begun or has ended.
         """
-        self._pool._give_back(self._finish(), None)
+        self._pool._give_back(self._finish(), _nobody)
 
     def discard(self) -> None:
         """End the lease and have the resource cleaned, since it is broken.
@@ -89,32 +95,40 @@ class Lease(Generic[T]):
     async def __aenter__(self) -> T:
         """Acquire; raises what `ConnectionPool.acquire` raises."""
         self._begin()
-        return self._hold(await self._pool._obtain(self._timeout))
+        slot = self._pool._take()
+        if slot is None:
+            slot = await self._pool._queue_up(self._timeout)
+        return self._hold(slot)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the resource back, unless the block discarded or detached it."""
-        if self._is_to_give_back():
-            await self._pool._return(self._finish())
+        slot = self._to_give_back()
+        if slot is not None:
+            done: TaskWaiter[T] | None = self._pool._give_back(slot, task_waiter)
+            if done is not None:
+                await done.wait()
 
     def __enter__(self) -> T:
         """Acquire from a plain thread; raises what `ConnectionPool.acquire_sync` raises."""
         self._begin()
-        return self._hold(self._pool._obtain_sync(self._timeout))
+        self._pool._refuse_loop("`with pool.lease()` and acquire_sync", "`async with pool.lease()`")
+        return self._hold(self._pool._take() or self._pool._queue_up_sync(self._timeout))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the resource back, unless the block discarded or detached it."""
-        if self._is_to_give_back():
-            self._pool._return_sync(self._finish())
+        slot = self._to_give_back()
+        if slot is not None:
+            self._pool._give_back_sync(slot)
 
     def _begin(self) -> None:
-        if self._phase is not _Phase.NEW:
+        if self._phase is not NEW:
             msg = f"pool {self._pool.name!r}: a lease can be used once; call pool.lease() again"
             raise PoolConfigError(msg)
-        self._phase = _Phase.WAITING
+        self._phase = WAITING
 
     def _hold(self, slot: Slot[T]) -> T:
         slot.holder = self._holder
@@ -122,20 +136,27 @@ class Lease(Generic[T]):
         self._phase = slot
         return slot.resource
 
-    def _is_to_give_back(self) -> bool:
-        # The block may also have written `pool.discard(resource)`.
-        return isinstance(self._phase, Slot) and self._pool._owns(self._phase)
+    def _to_give_back(self) -> Slot[T] | None:
+        slot = self._phase
+        # The block may have ended it as well, by its resource: pool.discard(resource) is fine.
+        if isinstance(slot, Slot) and self._pool._state.holds(slot):
+            return self._finish()
+        return None
 
     def _slot(self) -> Slot[T]:
         slot = self._phase
         # A slot that was given back by its resource may be in other hands by now.
         if isinstance(slot, Slot) and slot.leases == self._turn:
             return slot
-        when = slot.value if isinstance(slot, _Phase) else _Phase.ENDED.value
+        when = slot.value if isinstance(slot, _Phase) else ENDED.value
         msg = f"pool {self._pool.name!r}: this lease {when}; use the resource inside of `async with pool.lease()`"
         raise NotLeased(msg)
 
     def _finish(self) -> Slot[T]:
         slot = self._slot()
-        self._phase = _Phase.ENDED
+        self._phase = ENDED
         return slot
+
+
+def _nobody() -> None:
+    """Wait for nothing."""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Generic, Self, Unpack, overload
+from typing import Any, Generic, Self, TypeVar, Unpack, overload
 
 import anyio
 
@@ -21,6 +21,8 @@ from .errors import PoolConfigError, WrongEventLoop
 from .lease import DEFAULT, Default, Lease
 from .manager import ResourceManager, T
 from .stats import Holder, PoolStats
+
+W = TypeVar("W", bound=Waiter[Any])
 
 
 class ConnectionPool(Generic[T]):
@@ -356,7 +358,9 @@ class ConnectionPool(Generic[T]):
         Raises:
             NotLeased: If it is not leased from this pool, or was given back before.
         """
-        await self._return(self._leased(resource))
+        done: TaskWaiter[T] | None = self._give_back(self._leased(resource), task_waiter)
+        if done is not None:
+            await done.wait()
 
     def try_acquire(self) -> T | None:
         """Lease a free resource without waiting. From tasks and threads.
@@ -424,11 +428,7 @@ class ConnectionPool(Generic[T]):
         finally:
             self._commit(self._state.forget, watcher)
 
-    async def _obtain(self, timeout: float | None | Default) -> Slot[T]:
-        self._check_here()
-        slot = self._state.take(self._clock())
-        if slot is not None:
-            return slot
+    async def _queue_up(self, timeout: float | None | Default) -> Slot[T]:
         waiter: TaskWaiter[T] = task_waiter()
         slot = self._commit(self._state.acquire, waiter, self._seconds(timeout), self._clock())
         if slot is not None:
@@ -454,11 +454,6 @@ class ConnectionPool(Generic[T]):
             await waiter.wait()
             return
         self._commit(self._state.time_out, waiter, self._clock())
-
-    async def _return(self, slot: Slot[T]) -> None:
-        done: TaskWaiter[T] | None = task_waiter() if self._state.has_change else None
-        if self._give_back(slot, done) and done is not None:
-            await done.wait()
 
     # --- the front end for threads ------------------------------------------------------------
 
@@ -526,7 +521,7 @@ class ConnectionPool(Generic[T]):
             WrongEventLoop: If an event loop runs in this thread.
         """
         self._refuse_loop("release_sync", "`await pool.release(resource)`")
-        self._return_sync(self._leased(resource))
+        self._give_back_sync(self._leased(resource))
 
     def __enter__(self) -> Self:
         """Open the pool from a plain thread; see `open_sync`."""
@@ -539,12 +534,7 @@ class ConnectionPool(Generic[T]):
         """Close the pool from a plain thread; see `close_sync`."""
         self.close_sync()
 
-    def _obtain_sync(self, timeout: float | None | Default) -> Slot[T]:
-        self._refuse_loop("`with pool.lease()` and acquire_sync", "`async with pool.lease()`")
-        self._check_here()
-        slot = self._state.take(self._clock())
-        if slot is not None:
-            return slot
+    def _queue_up_sync(self, timeout: float | None | Default) -> Slot[T]:
         waiter: ThreadWaiter[T] = ThreadWaiter()
         seconds = self._seconds(timeout)
         slot = self._commit(self._state.acquire, waiter, seconds, self._clock())
@@ -559,9 +549,9 @@ class ConnectionPool(Generic[T]):
             raise
         return self._granted(waiter)
 
-    def _return_sync(self, slot: Slot[T]) -> None:
-        done: ThreadWaiter[T] | None = ThreadWaiter() if self._state.has_change else None
-        if self._give_back(slot, done) and done is not None:
+    def _give_back_sync(self, slot: Slot[T]) -> None:
+        done: ThreadWaiter[T] | None = self._give_back(slot, ThreadWaiter)
+        if done is not None:
             done.wait(self._policy.hook_timeout)
 
     def _refuse_loop(self, call: str, instead: str) -> None:
@@ -607,21 +597,24 @@ class ConnectionPool(Generic[T]):
             raise
         return waiter.slot
 
-    def _owns(self, slot: Slot[T]) -> bool:
-        return self._state.holds(slot)
-
     def _leased(self, resource: T) -> Slot[T]:
         return self._state.leased(resource)
 
-    def _give_back(self, slot: Slot[T], done: Waiter[T] | None) -> bool:
-        """Give a slot back; True if `done` will be woken when `change` is over."""
+    def _take(self) -> Slot[T] | None:
+        if self._hooks.are_async:
+            self._check_here()
+        return self._state.take(self._clock())
+
+    def _give_back(self, slot: Slot[T], make_waiter: Callable[[], W | None]) -> W | None:
+        """Give a slot back; returns what will be woken when `change` is over, if there is one."""
         now = self._clock()
         self._state.end(slot, now)
-        if not self._state.put_back(slot, now):
-            return self._commit(self._state.release, slot, done, now)
-        if self._state.gate:  # somebody came to wait in between
-            self._commit(self._state.settle, now)
-        return False
+        if self._state.put_back(slot, now):
+            if self._state.gate:  # somebody came to wait in between
+                self._commit(self._state.settle, now)
+            return None
+        done = make_waiter() if self._state.has_change else None
+        return done if self._commit(self._state.release, slot, done, now) else None
 
     def _discard(self, slot: Slot[T]) -> None:
         now = self._clock()
