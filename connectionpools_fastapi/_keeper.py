@@ -4,10 +4,12 @@ It runs the pool's own tasks (create, check, change, clean), which no caller's
 cancellation reaches, and the one timer for whatever is due next.
 """
 
+import os
 import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
+from weakref import WeakSet
 
 from ._hooks import Hooks
 from ._ledger import Action
@@ -26,6 +28,10 @@ R = TypeVar("R")
 Outcome = Callable[[float], None]
 
 
+# All there are, for a child process to find.
+_KEEPERS: WeakSet["Keeper[Any]"] = WeakSet()
+
+
 class Keeper(Generic[T]):
     """The one who holds the lock, runs the hooks and watches the clock."""
 
@@ -39,6 +45,8 @@ class Keeper(Generic[T]):
         self._lock = threading.Lock()
         self._due = float("inf")  # when the timer is set to ring
         self._timer: Timer | None = None
+        self._inherited: list[object] = []
+        _KEEPERS.add(self)
         self._jobs: dict[Action, Callable[[Any], Coroutine[Any, Any, Outcome]]] = {
             Action.CREATE: self._create,
             Action.CHECK: self._check,
@@ -81,6 +89,14 @@ class Keeper(Generic[T]):
         self._timer = None
         self._due = float("inf")
         self._hooks.enter_loop(loop)
+
+    def fork(self) -> None:
+        """Begin anew in a forked child, whose only thread is this one."""
+        self._inherited += [self._state.fork(), self.loop, self._timer]
+        self._lock = threading.Lock()  # somebody may have held the old one
+        self.loop = None
+        self._timer = None
+        self._due = float("inf")
 
     def has_lost_loop(self) -> bool:
         """Whether the pool's loop has ended without the pool."""
@@ -216,3 +232,12 @@ class Keeper(Generic[T]):
     def _tick(self) -> None:
         self._due = float("inf")
         self._state.tick(self._clock())
+
+
+def _fork_all() -> None:
+    for keeper in tuple(_KEEPERS):
+        keeper.fork()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_fork_all)

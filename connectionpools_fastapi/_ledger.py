@@ -31,6 +31,7 @@ class Status(Enum):
     OPEN = "open"
     CLOSING = "closing"
     CLOSED = "closed"
+    FORKED = "forked"  # in a child process: whatever there was is the parent's
 
 
 class Action(Enum):

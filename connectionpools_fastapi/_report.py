@@ -64,6 +64,11 @@ def not_open(ledger: Ledger[Any]) -> PoolClosed:
             "(install_pools(app, pool) or FastAPI(lifespan=pool_lifespan(pool)); in tests `with TestClient(app)`; "
             "a mounted sub-application's own lifespan never runs), or write `async with pool:`"
         )
+    if ledger.status.value == "forked":
+        return PoolClosed(
+            f"{subject(ledger)} was opened by the process that this one was forked from, and its resources cannot be "
+            "shared. Open it in each process, after the fork"
+        )
     return PoolClosed(f"{subject(ledger)} is {ledger.status.value}. Nothing can be leased until it is opened again")
 
 

@@ -57,6 +57,13 @@ class State(Ledger[T]):
             self._tell_watchers(report.not_open(self))
         return self.expire(now)
 
+    def fork(self) -> object:
+        """Begin anew in a forked child; returns what is the parent's, and must not even be destroyed here."""
+        inherited = dict(vars(self))
+        vars(self).update(vars(State(self.policy, has_check=self.has_check, has_change=self.has_change)))
+        self.status = Status.FORKED
+        return inherited
+
     def is_over(self) -> bool:
         """Whether the pool is closed and nothing is left of it."""
         return self.status is Status.CLOSED and not self.generations.total()

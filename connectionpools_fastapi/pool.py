@@ -159,7 +159,7 @@ class ConnectionPool(Generic[T]):
 
     @property
     def status(self) -> str:
-        """Where the pool is in its life: "new", "open", "closing" or "closed"."""
+        """Where the pool is in its life: "new", "open", "closing", "closed", or "forked" in a child process."""
         return self._state.status.value
 
     @property

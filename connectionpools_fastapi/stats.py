@@ -80,7 +80,7 @@ class PoolStats:
 
     Attributes:
         name: The pool's name.
-        status: "new", "open", "closing" or "closed".
+        status: "new", "open", "closing", "closed", or "forked" in a child process.
         limit: The most that may exist at once.
         free: Resources ready for use.
         taken: Resources leased out, being checked or being changed.

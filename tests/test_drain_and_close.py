@@ -181,6 +181,34 @@ def test_what_another_thread_gives_back_while_everything_expires_is_not_overlook
     assert state.needs_lock, "who gave it back saw the gate down, and nobody will ever look again"
 
 
+class Snatching(State[Resource]):
+    """A state in whose decisions another thread, past the gate already, takes what is free."""
+
+    snatched: Slot[Resource] | None = None
+
+    def _discard(self, slot: Slot[Resource], reason: str) -> None:
+        super()._discard(slot, reason)
+        self.snatched = self._next_free()
+        self._lease_out(self.snatched, 0)
+
+
+def test_what_another_thread_takes_while_everything_expires_goes_when_it_comes_back() -> None:
+    state = Snatching(Policy(limit=2), has_check=False, has_change=False)
+    state.open(0)
+    for number in range(2):
+        state.acquire(Waiter(), None, 0)
+        (creation,) = state.creating
+        state.created(creation, Resource(number), 0)
+    for slot in list(state.taken.values()):
+        state.end(slot, 0)
+        state.release(slot, None, 0)
+    assert len(state.free) == 2
+    state.expire(0)
+    assert state.snatched is not None
+    assert (len(state.free), len(state.taken), len(state.cleaning)) == (0, 1, 1)
+    state.check_invariants(0)
+
+
 # --- close --------------------------------------------------------------------------------------
 
 

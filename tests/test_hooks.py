@@ -266,6 +266,31 @@ async def test_when_change_raises_nobody_who_waits_is_stranded() -> None:
 
 
 @virtual_time
+async def test_who_waits_need_not_wait_for_what_is_on_its_way_out() -> None:
+    backend = Backend()
+    async with backend.pool("change", limit=1) as pool:
+        held = await pool.acquire()
+        backend.fail("change")
+        backend["clean"].shut()
+        served: list[Any] = []
+
+        async def call() -> None:
+            served.append(await pool.acquire(timeout=None))
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(call)
+            await settled()
+            await pool.release(held)
+            await settled()
+            assert backend["clean"].waiting == 1
+            assert len(served) == 1
+        backend.work("change")
+        backend["clean"].open()
+        await pool.release(served[0])
+        await assert_nothing_is_lost(pool, backend)
+
+
+@virtual_time
 async def test_when_clean_raises_the_slot_is_free_again(caplog: pytest.LogCaptureFixture) -> None:
     backend = Backend()
     backend.fail("clean")

@@ -188,6 +188,44 @@ async def test_after_a_failure_everything_is_checked_however_fresh_it_was() -> N
         await assert_nothing_is_lost(pool, backend)
 
 
+async def test_a_failure_puts_in_doubt_also_what_became_free_a_moment_before() -> None:
+    backend = Backend()
+    async with backend.pool("check", limit=2, check_after=1000) as pool:
+        held = await pool.acquire()
+        backend["create"].shut()
+        with pytest.raises(PoolTimeout):
+            await pool.acquire(timeout=1)
+        await pool.release(held)
+        backend.fail("create")
+        backend["create"].open()
+        await settled()
+        assert (pool.free, backend.count("check")) == (1, 0)
+        async with pool.lease():
+            assert backend.count("check") == 1
+        backend.work("create")
+        await anyio.sleep(2)
+        await assert_nothing_is_lost(pool, backend)
+
+
+async def test_calls_of_create_that_fail_together_count_as_one_failure() -> None:
+    backend = Backend()
+    backend.fail("create")
+    backend["create"].shut()
+    async with backend.pool(limit=8) as pool:
+        async with anyio.create_task_group() as group:
+            for _ in range(8):
+                group.start_soon(outcome_of, pool.acquire)
+            await settled()
+            backend["create"].open()
+        stats = pool.stats()
+        assert stats.create_failures == 8
+        assert stats.retry_after is not None
+        assert stats.retry_after <= 0.1
+        backend.work("create")
+        await anyio.sleep(1)
+        await assert_nothing_is_lost(pool, backend)
+
+
 async def test_a_failed_check_puts_the_others_in_doubt() -> None:
     backend = Backend()
     async with backend.pool("check", limit=3, check_after=100, reuse="fifo") as pool:

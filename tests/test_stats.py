@@ -235,6 +235,18 @@ async def test_a_probe_never_waits_for_a_resource() -> None:
         assert anyio.current_time() == began
 
 
+async def test_a_probe_whose_only_candidate_was_broken_does_not_wait_for_the_others() -> None:
+    backend = Backend()
+    async with backend.pool("check", limit=2) as pool, pool.lease():
+        async with pool.lease() as broken:
+            broken.is_healthy = False
+        await anyio.sleep(100)
+        began = anyio.current_time()
+        assert await pool.probe(max_age=0, timeout=2)
+        assert anyio.current_time() == began
+        assert backend.count("check") == 1
+
+
 async def test_a_probe_tells_a_back_end_that_is_down() -> None:
     backend = Backend()
     backend.fail("create")
