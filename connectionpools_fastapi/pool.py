@@ -288,6 +288,14 @@ class ConnectionPool(Generic[T]):
         """
         await self._wait_gone(self._commit(self._state.expire, self._clock()), None)
 
+    def expire(self) -> None:
+        """Retire all resources that exist: the free ones at once, each other one when it comes back.
+
+        Nobody waits, and callers that come from now on get new ones: for credentials that
+        were changed, or a server that was moved. `drain` does the same and waits for it.
+        """
+        self._commit(self._state.expire, self._clock())
+
     async def _wait_gone(self, generation: int, seconds: float | None) -> bool:
         waiter: TaskWaiter[T] = task_waiter()
         if not self._commit(self._state.wait_gone, waiter, generation):
