@@ -23,7 +23,7 @@ class Outage:
     def note(self, cause: BaseException, *, started: float, now: float) -> None:
         """Count a failure and put the next try off."""
         self.cause = cause
-        if self.failures and started < self._failed_at:
+        if self.failures and started <= self._failed_at:
             return  # begun before the last failure, it says nothing new
         if not self.failures:
             self.began_at = now

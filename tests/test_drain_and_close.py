@@ -21,6 +21,7 @@ from connectionpools_fastapi import (
 from connectionpools_fastapi._policy import Policy
 from connectionpools_fastapi._slot import Slot
 from connectionpools_fastapi._state import State
+from connectionpools_fastapi._waiters import Waiter
 from tests.support import (
     Backend,
     PlainBackend,
