@@ -4,6 +4,8 @@ import asyncio
 import gc
 import logging
 import threading
+import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -18,6 +20,7 @@ from connectionpools_fastapi import (
     ResourceUnavailable,
     WrongEventLoop,
 )
+from connectionpools_fastapi._loop import AsyncioLoop
 from connectionpools_fastapi._policy import Policy
 from connectionpools_fastapi._slot import Slot
 from connectionpools_fastapi._state import State
@@ -496,3 +499,64 @@ def test_an_asyncio_run_that_ends_lets_what_it_cancelled_be_cleaned() -> None:
 
     asyncio.run(leave())
     assert len(cleaned) == 1
+
+
+def test_a_loop_that_is_closed_with_a_hook_under_way_costs_the_next_life_nothing() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def create() -> Resource:
+        begun.set()
+        go_on.wait(10)
+        return Resource(0)
+
+    pool = ConnectionPool(create=create, limit=1)
+
+    async def begin() -> None:
+        await pool.open()
+        assert pool.try_acquire() is None
+        await asyncio.to_thread(begun.wait, 10)
+
+    end_abruptly(begin)
+    go_on.set()
+
+    async def close_and_open_again() -> None:
+        await pool.close()
+        async with pool, pool.lease():
+            check(pool)
+
+    asyncio.run(asyncio.wait_for(close_and_open_again(), 5))
+    check(pool)
+
+
+def test_a_task_that_is_thrown_away_with_its_loop_waits_for_no_lock() -> None:
+    """Garbage is collected at any moment, even while the pool's lock is held."""
+    backend = Backend()
+    backend["create"].shut()
+    pool = backend.pool(limit=1, clock=time.monotonic)
+
+    async def begin() -> None:
+        await pool.open()
+        assert pool.try_acquire() is None
+        await settled()
+
+    end_abruptly(begin)
+
+    def throw_away() -> None:
+        assert isinstance(pool._keeper.loop, AsyncioLoop)
+        with pool._keeper._lock:
+            pool._keeper.loop._tasks.clear()
+            backend.gates.clear()
+            gc.collect()
+
+    thread = threading.Thread(target=throw_away, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def end_abruptly(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run something in a loop that is closed with tasks pending, as `asyncio.run` never does."""
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # it says rightly that a task was destroyed
+    loop.run_until_complete(main())
+    loop.close()

@@ -6,8 +6,8 @@ from typing import Any
 import anyio
 import pytest
 
-from connectionpools_fastapi import PoolTimeout
-from connectionpools_fastapi.stats import Recorder
+from connectionpools_fastapi import PoolStats, PoolTimeout
+from connectionpools_fastapi.stats import USE_BOUNDS, Recorder
 from tests.support import Backend, PlainBackend, outcome_of, settled
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -109,6 +109,23 @@ async def test_a_grant_that_came_too_late_takes_nothing_back() -> None:
         after = pool.stats()
         assert after.acquires >= granted.acquires == 2
         assert after.wait.count == after.acquires
+
+
+async def test_acquires_do_not_go_back_for_a_moment_while_a_lease_ends() -> None:
+    """A counter that goes back makes Prometheus see a restart."""
+    seen: list[PoolStats] = []
+
+    class Onlooker(Recorder):
+        def record(self, seconds: float) -> None:
+            seen.append(pool.stats())
+            super().record(seconds)
+            seen.append(pool.stats())
+
+    async with Backend().pool(limit=1) as pool:
+        async with pool.lease():
+            (slot,) = pool._state.slots.values()
+            slot.use = Onlooker(USE_BOUNDS)
+        assert [(stats.acquires, stats.releases, stats.leased) for stats in seen] == [(1, 0, 1), (1, 1, 0)]
 
 
 async def test_holders_are_listed_the_longest_first() -> None:
