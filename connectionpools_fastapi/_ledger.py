@@ -10,6 +10,7 @@ they may come in between at any time, nobody may rely on what `free` held a mome
 import random
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from itertools import chain
 from typing import Any, Generic
@@ -57,6 +58,7 @@ class Ledger(Generic[T]):
         self.has_check = has_check
         self._check_after = policy.check_after if has_check else float("inf")
         self._fresh_after_use = self._check_after or float("-inf")  # 0: checked before each reuse
+        self._returns_need_more = has_change or self._fresh_after_use < 0
         self._min_free = policy.min_free
         # Raised while anything but "take a free one, put it back" may be called for.
         self.gate = True
@@ -68,8 +70,9 @@ class Ledger(Generic[T]):
         self.cleaning: set[Slot[T]] = set()
         self.slots: dict[int, Slot[T]] = {}
         self.creating: set[Creation] = set()
-        self._next_free, self._undo_next_free = (
-            (self.free.pop, self.free.append) if policy.reuse == "lifo" else (self.free.popleft, self.free.appendleft)
+        right, left = (self.free.pop, self.free.append), (self.free.popleft, self.free.appendleft)
+        (self._next_free, self._undo_next_free), self._other_end = (
+            (right, left) if policy.reuse == "lifo" else (left, right)
         )
         self.generations: Generations[T] = Generations()
         self.queue: Queue[T] = Queue()
@@ -110,7 +113,7 @@ class Ledger(Generic[T]):
 
     def put_back(self, slot: Slot[T], now: float) -> bool:
         """Make a slot free whose lease has ended; False where that takes `release`."""
-        if self.gate or self.has_change:
+        if self.gate or self._returns_need_more:
             return False
         slot.fresh_until = now + self._fresh_after_use
         self.free.append(slot)
@@ -156,13 +159,30 @@ class Ledger(Generic[T]):
             return None
 
     def _pop_fresh(self, now: float) -> Slot[T] | None:
-        """Take the next free slot that may be used without a check."""
-        stale = []
-        while (slot := self._pop_free()) is not None and now > slot.fresh_until:
-            stale.append(slot)
-        while stale:
-            self._undo_next_free(stale.pop())
-        return slot
+        """Take a free slot that may be used without a check: the next one, or else the one at the other end.
+
+        The freshest is always at one of the ends: what was used comes to the right, what
+        was checked and not wanted to the left, and `_make_free` sees to the rest.
+        """
+        pop_other, undo_other = self._other_end
+        for pop, undo in ((self._next_free, self._undo_next_free), (pop_other, undo_other)):
+            try:
+                slot = pop()
+            except IndexError:
+                return None
+            if now <= slot.fresh_until:
+                return slot
+            undo(slot)
+        return None
+
+    def _make_free(self, slot: Slot[T]) -> None:
+        """Put a slot to the right, beneath those that are fresher."""
+        fresher: list[Slot[T]] = []
+        with suppress(IndexError):  # nothing is left, or another thread was faster
+            while self.free[-1].fresh_until > slot.fresh_until:
+                fresher.append(self.free.pop())
+        self.free.append(slot)
+        self.free.extend(reversed(fresher))
 
     def _sweep_free(self) -> None:
         """Discard the free ones of older generations."""

@@ -166,9 +166,9 @@ class State(Ledger[T]):
         if slot is not None:
             waiter.slot = None
             self.end(slot, now)
-            self._undo_next_free(slot)
-            if self.outage.failures:
-                self._doubt_free()
+            if self.outage.failures and self.has_check:
+                slot.fresh_until = float("-inf")
+            self._make_free(slot)
         elif waiter in self.queue:
             self.queue.leave(waiter)
         else:
@@ -230,7 +230,7 @@ class State(Ledger[T]):
                 if not self.queue:
                     self._set_gate()
                 return
-            self.free.append(slot)
+            self._make_free(slot)
         self.settle(now)
 
     # --- what the hooks said ------------------------------------------------------------------
