@@ -160,7 +160,7 @@ class Hooks(Generic[T]):
         try:
             return await self._loop.within(self._policy.hook_timeout, partial(self._run, name, hook))
         except Overdue:
-            msg = f"pool {self._policy.name!r}: {name} took longer than hook_timeout={self._policy.hook_timeout:g} s"
+            msg = f"{name} took longer than hook_timeout={self._policy.hook_timeout:g} s"  # its reporter names the pool
             raise own(HookTimeout(msg)) from None
 
     async def _run(self, name: str, hook: Callable[[], Any]) -> Any:

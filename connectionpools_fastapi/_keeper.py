@@ -145,7 +145,8 @@ class Keeper(Generic[T]):
             was_failing = self._state.outage.failures > 0
             self.commit(outcome, self._clock())
             if was_failing and not self._state.outage.failures:
-                logger.info("pool %r: create works again", self._state.policy.name)
+                # As loud as the failure was: who was woken by that wants to know.
+                logger.warning("pool %r: create works again", self._state.policy.name)
         if self._state.is_over() and isinstance(self.loop, PrivateLoop):
             self.loop.stop_soon()
 

@@ -65,8 +65,8 @@ class Policy:
     def _whole(self, field: str, *, at_least: int, hint: str) -> None:
         value = getattr(self, field)
         if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-            kind = "positive whole number" if at_least else "whole number that is not negative"
-            msg = f"pool {self.name!r}: {field} must be a {kind}, got {value!r} ({hint})"
+            kind = "positive whole number" if at_least else "whole number, 0 or more"
+            msg = f"pool {self.name!r}: {field} must be a {kind}; got {value!r} ({hint})"
             raise PoolConfigError(msg)
 
     def _seconds(self, field: str, *, hint: str, positive: bool = False) -> None:
@@ -76,6 +76,6 @@ class Policy:
         """Refuse what is not a duration: no number, negative, or not a number at all (NaN)."""
         valid = isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
         if not valid or (positive and value == 0):
-            kind = "positive number" if positive else "number that is not negative"
-            msg = f"pool {self.name!r}: {field} must be a {kind} of seconds, got {value!r} ({hint})"
+            least = "more than 0" if positive else "0 or more"
+            msg = f"pool {self.name!r}: {field} must be a number of seconds, {least}; got {value!r} ({hint})"
             raise PoolConfigError(msg)

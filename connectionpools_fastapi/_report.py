@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from ._ledger import Ledger
 
 
+HOW_TO_OPEN = (
+    "Let the application's lifespan open it (install_pools(app, pool) or FastAPI(lifespan=pool_lifespan(pool)); "
+    "in tests `with TestClient(app)`; a mounted sub-application's own lifespan never runs), or write `async with pool:`"
+)
+
+
 def subject(ledger: Ledger[Any]) -> str:
     """Name the pool and its numbers, as every error does."""
     free = len(ledger.free)
@@ -41,11 +47,12 @@ def not_leased(ledger: Ledger[Any]) -> NotLeased:
 
 
 def timed_out(ledger: Ledger[Any], waited: float) -> PoolTimeout:
-    """Say that a caller waited in vain."""
-    return PoolTimeout(
-        f"{subject(ledger)}: no resource came free within {waited:.3g} s. "
-        "Give resources back sooner, or raise limit or timeout"
-    )
+    """Say that a caller waited in vain, and whether for other callers or for the back-end."""
+    if ledger.creating and len(ledger.slots) < ledger.limit:
+        why = "create is under way and has not answered: see that the back-end is up and reachable"
+    else:
+        why = "Give resources back sooner, or raise limit or timeout; pool.holders() says who has them"
+    return PoolTimeout(f"{subject(ledger)}: no resource came free within {waited:.3g} s. {why}")
 
 
 def full(ledger: Ledger[Any]) -> TooManyWaiting:
@@ -59,17 +66,13 @@ def full(ledger: Ledger[Any]) -> TooManyWaiting:
 def not_open(ledger: Ledger[Any]) -> PoolClosed:
     """Say that the pool is not open, and how to open it."""
     if ledger.status.value == "new":
-        return PoolClosed(
-            f"{subject(ledger)} was never opened. Let the application's lifespan open it "
-            "(install_pools(app, pool) or FastAPI(lifespan=pool_lifespan(pool)); in tests `with TestClient(app)`; "
-            "a mounted sub-application's own lifespan never runs), or write `async with pool:`"
-        )
+        return PoolClosed(f"{subject(ledger)} was never opened. {HOW_TO_OPEN}")
     if ledger.status.value == "forked":
         return PoolClosed(
             f"{subject(ledger)} was opened by the process that this one was forked from, and its resources cannot be "
             "shared. Open it in each process, after the fork"
         )
-    return PoolClosed(f"{subject(ledger)} is {ledger.status.value}. Nothing can be leased until it is opened again")
+    return PoolClosed(f"{subject(ledger)} is {ledger.status.value}; it can be opened again. {HOW_TO_OPEN}")
 
 
 def open_already(ledger: Ledger[Any]) -> PoolConfigError:

@@ -113,7 +113,8 @@ class ConnectionPool(Generic[T]):
                 spreads the load over all.
             blocking: Whether `def` hooks block, so that they need worker threads; with
                 False they are called in the event loop.
-            clock: Where the time comes from, in seconds that never go backwards.
+            clock: Where the time comes from, in seconds that never go backwards; called
+                from any thread, and from callbacks of the event loop.
 
         Raises:
             PoolConfigError: If a value or a hook cannot work; the message says what to write.
@@ -144,6 +145,9 @@ class ConnectionPool(Generic[T]):
             close_timeout=close_timeout,
             reuse=reuse,
         )
+        if not callable(clock):
+            msg = f"pool {name!r}: clock must be callable, as clock=time.monotonic; got {clock!r}"
+            raise PoolConfigError(msg)
         self._clock = clock
         self._hooks: Hooks[T] = Hooks(self._policy, blocking=blocking, **hooks)
         self._state: State[T] = State(self._policy, has_check=self._hooks.has_check, has_change=self._hooks.has_change)
@@ -275,8 +279,8 @@ class ConnectionPool(Generic[T]):
                 holder.age,
             )
         try:
-            # What is left are hooks, each of which has its own limit: a create, then its clean.
-            await self._wait_gone(generation, 2 * self._policy.hook_timeout)
+            # What is left are hooks, which have their own limit; what a late create made is cleaned by itself.
+            await self._wait_gone(generation, self._policy.hook_timeout)
         finally:
             self._commit(self._state.closed)
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Literal, TypeVar, overload
 
+import anyio
 from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 
@@ -90,7 +91,7 @@ def pool_lifespan(*pools: ConnectionPool[Any], lifespan: OwnLifespan | None = No
     Write `FastAPI(lifespan=pool_lifespan(db, cache, lifespan=own))`. It works for routers too.
 
     Args:
-        pools: The pools, opened in this order and closed in the reverse one.
+        pools: The pools, opened in this order and closed all at the same time.
         lifespan: The application's own, run inside: it may use the pools.
 
     Returns:
@@ -113,11 +114,22 @@ def pool_lifespan(*pools: ConnectionPool[Any], lifespan: OwnLifespan | None = No
         async with AsyncExitStack() as stack:
             for pool in pools:
                 stack.enter_context(_claim_name(app, pool))
-                await stack.enter_async_context(pool)
+            opened: list[ConnectionPool[Any]] = []
+            stack.push_async_callback(_close_all, opened)
+            for pool in pools:
+                await pool.open()
+                opened.append(pool)
             own = await stack.enter_async_context(lifespan(app)) if lifespan is not None else None
             yield {**(own or {}), **{STATE_PREFIX + pool.name: pool for pool in pools}}
 
     return run
+
+
+async def _close_all(pools: list[ConnectionPool[Any]]) -> None:
+    """Close pools side by side, so that a shutdown takes as long as the slowest and not as all together."""
+    async with anyio.create_task_group() as group:
+        for pool in pools:
+            group.start_soon(pool.close)
 
 
 @contextmanager

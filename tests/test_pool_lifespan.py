@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
+import anyio
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
@@ -130,11 +131,22 @@ def test_pools_are_closed_when_the_own_lifespan_fails() -> None:
     assert (pool.status, pool.stats().cleans) == ("closed", 1)
 
 
-def test_pools_are_closed_in_the_reverse_order() -> None:
-    order: list[str] = []
-    pools = [things(name=name, min_free=1, clean=lambda _, name=name: order.append(name)) for name in "abc"]
+def test_pools_are_closed_side_by_side_so_that_shutdown_takes_as_long_as_the_slowest() -> None:
+    arrived: list[object] = []
+    passed: list[object] = []
+    all_there = anyio.Event()
+
+    async def clean(resource: object) -> None:
+        arrived.append(resource)
+        if len(arrived) == len(pools):
+            all_there.set()
+        with anyio.fail_after(5):
+            await all_there.wait()  # alone, none of them gets through
+        passed.append(resource)
+
+    pools = [things(name=name, min_free=1, clean=clean) for name in "abc"]
     start(installed(*pools))
-    assert order == ["c", "b", "a"]
+    assert len(passed) == 3
 
 
 def test_handlers_for_start_up_events_find_the_pools_open() -> None:
