@@ -4,12 +4,13 @@ It reads routes as FastAPI and Starlette keep them. What it does not recognise i
 over: then the same error comes with the first request.
 """
 
+import inspect
 from collections.abc import Collection, Iterator
 from typing import Any
 
 from starlette.routing import Host, Mount, WebSocketRoute
 
-from ._providers import Provider
+from ._providers import LeaseUntilResponse, Provider
 from ._request import Scope
 from .errors import PoolConfigError
 
@@ -22,9 +23,17 @@ def check_dependencies(app: Any, scope: Scope) -> None:
         scope: The lifespan's scope, whose state has the pools that were opened.
 
     Raises:
-        PoolConfigError: If a pool that a route asks for does not exist or is not open.
+        PoolConfigError: If a pool that a route asks for does not exist or is not open, or a
+            dependency with yield outlives its lease.
     """
-    for path, provider in _providers(app):
+    for path, provider, outlives in _providers(app):
+        if outlives is not None and isinstance(provider, LeaseUntilResponse):
+            name = getattr(outlives, "__name__", type(outlives).__name__)
+            msg = (
+                f"Leased at {path}: {name} goes on after its yield when the resource has been given back already. "
+                f'Write Leased(..., scope="request") in {name}, or Depends({name}, scope="function") where it is used'
+            )
+            raise PoolConfigError(msg)
         try:
             pool = provider.resolve(scope)
         except PoolConfigError as error:
@@ -52,16 +61,26 @@ def hidden_routes(app: Any, paths: Collection[str]) -> list[str]:
     return sorted({path for path in found if path.removesuffix("/") in paths})
 
 
-def _providers(app: Any) -> Iterator[tuple[str, Provider]]:
+def _providers(app: Any) -> Iterator[tuple[str, Provider, Any]]:
+    """Yield each provider with its path and the dependency that uses it and is left after the response, if any."""
     for path, route, overrides in _routes(app):
-        dependants = [getattr(route, "dependant", None)]
+        dependants = [(getattr(route, "dependant", None), None)]
         while dependants:
-            for inner in getattr(dependants.pop(), "dependencies", ()):
+            dependant, outlives = dependants.pop()
+            for inner in getattr(dependant, "dependencies", ()):
                 if inner.call in overrides:
                     continue
                 if isinstance(inner.call, Provider):
-                    yield path, inner.call
-                dependants.append(inner)
+                    yield path, inner.call, outlives
+                goes_on = _yields(inner.call) and getattr(inner, "scope", None) != "function"
+                dependants.append((inner, inner.call if goes_on else outlives))
+
+
+def _yields(call: Any) -> bool:
+    return any(
+        inspect.isgeneratorfunction(kind) or inspect.isasyncgenfunction(kind)
+        for kind in (inspect.unwrap(call), getattr(call, "__call__", None))  # noqa: B004 - a class's own
+    )
 
 
 def _routes(app: Any, prefix: str = "") -> Iterator[tuple[str, Any, Collection[Any]]]:
