@@ -113,8 +113,7 @@ class Lease(Generic[T]):
     def __enter__(self) -> T:
         """Acquire from a plain thread; raises what `ConnectionPool.acquire_sync` raises."""
         self._begin()
-        self._pool._refuse_loop("`with pool.lease()` and acquire_sync", "`async with pool.lease()`")
-        return self._hold(self._pool._take() or self._pool._queue_up_sync(self._timeout))
+        return self._hold(self._pool._obtain_sync(self._timeout))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -1,0 +1,198 @@
+"""Front: what both front ends of a pool share, those for tasks and for threads.
+
+It is the way from a caller to the state: through the fast path where that suffices, else
+through a decision that the keeper commits.
+"""
+
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from . import _report as report
+from ._hooks import Hooks
+from ._keeper import Keeper
+from ._ledger import Status
+from ._policy import Policy
+from ._slot import Slot
+from ._state import State
+from ._waiters import Waiter
+from .errors import WrongEventLoop
+from .lease import Default
+from .manager import T
+from .stats import Holder, PoolStats
+
+W = TypeVar("W", bound=Waiter[Any])
+
+
+class Front(Generic[T]):
+    """Looking in, ending leases, and the steps of an acquire and a release that never wait."""
+
+    def __init__(self, policy: Policy, hooks: Hooks[T], clock: Callable[[], float]) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._hooks = hooks
+        self._state: State[T] = State(policy, has_check=hooks.has_check, has_change=hooks.has_change)
+        self._keeper = Keeper(self._state, hooks, clock)
+        self._commit = self._keeper.commit
+
+    @property
+    def name(self) -> str:
+        """What errors, logs, health and metrics call the pool."""
+        return self._policy.name
+
+    @property
+    def status(self) -> str:
+        """Where the pool is in its life: "new", "open", "closing", "closed", or "forked" in a child process."""
+        return self._state.status.value
+
+    @property
+    def limit(self) -> int:
+        """The most resources that may exist at once."""
+        return self._state.limit
+
+    @property
+    def free(self) -> int:
+        """How many resources are ready for use."""
+        return len(self._state.free)
+
+    @property
+    def taken(self) -> int:
+        """How many resources are leased out, being checked or being changed."""
+        return max(0, len(self._state.slots) - len(self._state.free))
+
+    @property
+    def creating(self) -> int:
+        """How many resources are being made."""
+        return len(self._state.creating)
+
+    @property
+    def waiting(self) -> int:
+        """How many callers are in the queue."""
+        return len(self._state.queue)
+
+    def stats(self) -> PoolStats:
+        """Return a frozen snapshot of the state and all totals.
+
+        Returns:
+            Counts that add up: all of them are of one moment.
+        """
+        return self._commit(report.stats, self._state, self._clock())
+
+    def holders(self) -> list[Holder]:
+        """Return who holds a lease and for how long, the longest first.
+
+        Returns:
+            One entry a lease. Those taken through `Leased` are named after their route.
+        """
+        return named(self._commit(report.holders, self._state, self._clock()))
+
+    def try_acquire(self) -> T | None:
+        """Lease a free resource without waiting. From tasks and threads.
+
+        Returns:
+            A resource, or None if none is ready; then one is made ready in the background
+            if there is room for it.
+
+        Raises:
+            PoolClosed: If the pool is not open.
+            WrongEventLoop: If the resources belong to another loop.
+        """
+        self._check_here()
+        slot = self._commit(self._state.try_acquire, self._clock())
+        return None if slot is None else slot.resource
+
+    def discard(self, resource: T) -> None:
+        """End the lease of a resource that is broken: it is cleaned, not used again.
+
+        Raises:
+            NotLeased: If it is not leased from this pool.
+        """
+        self._discard(self._leased(resource))
+
+    def detach(self, resource: T) -> T:
+        """End the lease and keep the resource for good; to clean it is the caller's task.
+
+        Returns:
+            The resource.
+
+        Raises:
+            NotLeased: If it is not leased from this pool.
+        """
+        return self._detach(self._leased(resource))
+
+    def expire(self) -> None:
+        """Retire all resources that exist: the free ones at once, each other one when it comes back.
+
+        Nobody waits, and callers that come from now on get new ones: for credentials that
+        were changed, or a server that was moved. `drain` does the same and waits for it.
+        """
+        self._commit(self._state.expire, self._clock())
+
+    def _is_here(self) -> bool:
+        loop = self._keeper.loop
+        return loop is not None and loop.is_here()
+
+    def _check_here(self) -> None:
+        if self._hooks.are_async and not self._is_here() and self._state.status is Status.OPEN:
+            msg = (
+                f"pool {self.name!r}: its resources belong to the event loop that opened it, and this is another loop "
+                "or a thread. Lease in that loop (in sync endpoints through Leased), or write the hooks as `def`"
+            )
+            raise WrongEventLoop(msg)
+
+    def _check_timeout(self, timeout: float | None | Default) -> None:
+        if not isinstance(timeout, Default) and timeout is not None:
+            self._policy.check_seconds("timeout", timeout, hint="0 never waits, None waits for ever")
+
+    def _seconds(self, timeout: float | None | Default) -> float | None:
+        return self._policy.timeout if isinstance(timeout, Default) else timeout
+
+    def _granted(self, waiter: Waiter[T]) -> Slot[T]:
+        if waiter.slot is None:
+            error, waiter.error = waiter.error, None
+            assert error is not None  # noqa: S101 - a waiter is woken with either
+            try:
+                raise error
+            finally:
+                del error  # or it would keep itself and the caller's variables alive: a cycle
+        try:
+            # Only now may it be known that create is async: by what it returned.
+            self._check_here()
+        except WrongEventLoop:
+            self._commit(self._state.withdraw, waiter, self._clock())
+            raise
+        return waiter.slot
+
+    def _leased(self, resource: T) -> Slot[T]:
+        return self._state.leased(resource)
+
+    def _take(self) -> Slot[T] | None:
+        if self._hooks.are_async:
+            self._check_here()
+        return self._state.take(self._clock())
+
+    def _give_back(self, slot: Slot[T], make_waiter: Callable[[], W | None]) -> W | None:
+        """Give a slot back; returns what will be woken when `change` is over, if there is one."""
+        now = self._clock()
+        self._state.end(slot, now)
+        if self._state.put_back(slot, now):
+            if self._state.gate:  # somebody came to wait in between
+                self._commit(self._state.settle, now)
+            return None
+        done = make_waiter() if self._state.has_change else None
+        return done if self._commit(self._state.release, slot, done, now) else None
+
+    def _discard(self, slot: Slot[T]) -> None:
+        now = self._clock()
+        self._state.end(slot, now)
+        self._commit(self._state.discard, slot, now)
+
+    def _detach(self, slot: Slot[T]) -> T:
+        now = self._clock()
+        self._state.end(slot, now)
+        self._commit(self._state.detach, slot, now)
+        return slot.resource
+
+
+def named(leases: list[tuple[object, float]]) -> list[Holder]:
+    """Name holders, which runs users' code: so not under the lock."""
+    return [Holder(name="unnamed" if holder is None else str(holder), age=age) for holder, age in leases]
