@@ -59,7 +59,7 @@ class Hooks(Generic[T]):
         self._limiter: anyio.CapacityLimiter | None = None
         self._loop: Loop | None = None
         # Whether resources belong to the loop: a hook is async, or what a `def` hook returned was awaited.
-        self.are_async = bool(self._async)
+        self.are_async: bool = bool(self._async)
 
     @property
     def has_check(self) -> bool:

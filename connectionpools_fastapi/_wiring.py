@@ -64,7 +64,7 @@ def hidden_routes(app: Any, paths: Collection[str]) -> list[str]:
 def _providers(app: Any) -> Iterator[tuple[str, Provider, Any]]:
     """Yield each provider with its path and the dependency that uses it and is left after the response, if any."""
     for path, route, overrides in _routes(app):
-        dependants = [(getattr(route, "dependant", None), None)]
+        dependants: list[tuple[Any, Any]] = [(getattr(route, "dependant", None), None)]
         while dependants:
             dependant, outlives = dependants.pop()
             for inner in getattr(dependant, "dependencies", ()):
