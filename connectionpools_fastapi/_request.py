@@ -5,6 +5,7 @@ from contextlib import suppress
 from http import HTTPMethod
 from typing import Any
 
+from ._disconnect import Inbox
 from .errors import NotLeased, PoolConfigError
 from .lease import Lease
 from .manager import T
@@ -53,11 +54,10 @@ class RequestLeases:
     their first and wait for their second.
     """
 
-    __slots__ = ("_leases", "_until_response", "ends_with_response")
+    __slots__ = ("_inbox", "_leases", "_until_response")
 
-    def __init__(self, *, ends_with_response: bool) -> None:
-        # Whether somebody (the middleware) will call `end_response`.
-        self.ends_with_response = ends_with_response
+    def __init__(self, inbox: Inbox | None) -> None:
+        self._inbox = inbox  # the middleware's, where there is one
         self._leases: dict[ConnectionPool[Any], _Shared] = {}
         self._until_response: list[ConnectionPool[Any]] = []
 
@@ -66,14 +66,30 @@ class RequestLeases:
         """Return those of a request."""
         leases: RequestLeases | None = scope.get(SCOPE_KEY)
         if leases is None:
-            leases = scope[SCOPE_KEY] = cls(ends_with_response=False)
+            leases = scope[SCOPE_KEY] = cls(None)
         return leases
 
+    @property
+    def ends_with_response(self) -> bool:
+        """Whether somebody (the middleware) will call `end_response`."""
+        return self._inbox is not None
+
     async def enter(self, pool: ConnectionPool[T], scope: Scope) -> T:
-        """Use this request's lease of a pool, which is acquired for the first user."""
+        """Use this request's lease of a pool, which is acquired for the first user.
+
+        Raises:
+            PoolError: What acquiring raises.
+            ClientGone: If the client went away while this waited.
+        """
         if pool not in self._leases:
             lease = pool.lease(holder=Route(scope))
-            await lease.__aenter__()
+            slot = pool._take()
+            if slot is not None:
+                lease._hold(slot)
+            elif self._inbox is None:
+                await lease.__aenter__()
+            else:
+                await self._inbox.wait_for(lease.__aenter__)
             if pool in self._leases:  # another task of this request was faster
                 lease.release_nowait()
             else:

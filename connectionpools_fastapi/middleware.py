@@ -7,12 +7,14 @@ import inspect
 import logging
 import math
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Literal
+from contextlib import suppress
+from typing import Any, Literal, TypeVar
 
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ._disconnect import ClientGone, Inbox
 from ._log import logger
 from ._request import SCOPE_KEY, RequestLeases, Route, started_pools
 from ._wiring import check_dependencies, hidden_routes
@@ -21,11 +23,14 @@ from .health import examine_all, worst
 from .metrics import render
 from .pool import ConnectionPool
 
+E = TypeVar("E", bound=BaseException)
 Details = Literal["never", "authorized", "always"]
 Authorize = Callable[[HTTPConnection], bool | Awaitable[bool]]
 
 NO_STORE = {"Cache-Control": "no-store"}
 TRY_AGAIN_LATER: Message = {"type": "websocket.close", "code": 1013, "reason": "Try again later"}
+# As nginx counts them; no client ever sees it.
+CLIENT_CLOSED_REQUEST = 499
 # Names that are parts of /pool/health/{name} already.
 RESERVED = ("live", "ready")
 
@@ -110,7 +115,8 @@ class PoolMiddleware:
             await self.app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        leases = scope[SCOPE_KEY] = RequestLeases(ends_with_response=True)
+        inbox = Inbox(receive)
+        leases = scope[SCOPE_KEY] = RequestLeases(inbox)
         begun: str | None = None
 
         async def send_and_end(message: Message) -> None:
@@ -123,9 +129,14 @@ class PoolMiddleware:
             await send(message)
 
         try:
-            await self.app(scope, receive, send_and_end)
+            await self.app(scope, inbox.receive, send_and_end)
         except Exception as error:
-            pool_error = _pool_error(error)
+            if _only(ClientGone, error) is not None:
+                leases.end_response()
+                if begun is None:
+                    await _answer_nobody(scope, receive, send)
+                return
+            pool_error = _only(PoolError, error)
             if pool_error is None or begun not in (None, "websocket.accept"):
                 raise
             leases.end_response()
@@ -141,6 +152,7 @@ class PoolMiddleware:
             else:
                 await _problem(pool_error)(scope, receive, send)
         finally:
+            inbox.close()
             leases.end_response()
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -159,7 +171,7 @@ class PoolMiddleware:
         try:
             await self.app(scope, receive, check_and_send)
         except Exception as error:
-            if failed is not None and (pool_error := _pool_error(error)) is not None:
+            if failed is not None and (pool_error := _only(PoolError, error)) is not None:
                 failed = {**failed, "message": str(pool_error)}
             raise
         finally:
@@ -273,12 +285,12 @@ def _check_seconds(what: str, value: object, least: str, *, zero: bool) -> None:
         raise PoolConfigError(msg)
 
 
-def _pool_error(error: BaseException) -> PoolError | None:
-    """Find the error of a pool in what was raised: itself, or a group with nothing else in it."""
+def _only(kind: type[E], error: BaseException) -> E | None:
+    """Find an error of a kind in what was raised: itself, or a group with nothing else in it."""
     if isinstance(error, BaseExceptionGroup):
-        found = [_pool_error(inner) for inner in error.exceptions]
+        found = [_only(kind, inner) for inner in error.exceptions]
         return None if None in found else found[0]
-    return error if isinstance(error, PoolError) else None
+    return error if isinstance(error, kind) else None
 
 
 def _health_response(status: str, body: dict[str, Any]) -> Response:
@@ -307,3 +319,12 @@ async def _refuse_websocket(error: PoolError, scope: Scope, send: Send) -> None:
     response = _problem(error)
     await send({"type": "websocket.http.response.start", "status": 503, "headers": response.raw_headers})
     await send({"type": "websocket.http.response.body", "body": response.body})
+
+
+async def _answer_nobody(scope: Scope, receive: Receive, send: Send) -> None:
+    """Send what no client will see: servers, and middleware around, take no answer for a mistake."""
+    with suppress(OSError):  # as newer servers say that the client has gone
+        if scope["type"] == "websocket":
+            await send(TRY_AGAIN_LATER)
+        else:
+            await Response(status_code=CLIENT_CLOSED_REQUEST)(scope, receive, send)

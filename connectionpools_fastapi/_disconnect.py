@@ -1,0 +1,117 @@
+"""Inbox: what the client of a request sends, and whether it is still there while its request waits."""
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import anyio
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive
+
+from ._loop import _in_trio
+
+DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
+
+
+class ClientGone(ClientDisconnect):
+    """The client went away while its request waited for a resource."""
+
+
+class Inbox:
+    """Stands between a server's `receive` and the application, which gets each message, in order.
+
+    Only while a request waits, a task of its own reads ahead. The end of the waiting does
+    not cut it off: what it reads then goes to the application. A `receive` that is cut off
+    may lose a message, as that of Starlette's BaseHTTPMiddleware does.
+    """
+
+    __slots__ = ("_ahead", "_arrived", "_gone", "_reader", "_readers", "_receive", "_said_all", "_task", "_waits")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._readers = 0  # how many calls of the server's `receive` are on their way
+        self._reader: anyio.CancelScope | None = None  # of the task that reads ahead, as long as it runs
+        self._ahead: deque[Message] = deque()
+        self._waits: list[anyio.CancelScope] = []
+        self._said_all = False  # whether a disconnect must come next: the body is complete
+        self._gone = False
+
+    async def receive(self) -> Message:
+        """Return the application's next message."""
+        while self._reader is not None and not self._ahead:
+            await self._arrived.wait()
+        return self._ahead.popleft() if self._ahead else await self._read()
+
+    async def wait_for(self, acquire: Callable[[], Awaitable[object]]) -> None:
+        """Wait for a resource as long as the client is there.
+
+        Raises:
+            ClientGone: If it goes; the waiting was cancelled then.
+        """
+        if self._gone:
+            raise ClientGone
+        with anyio.CancelScope() as scope:
+            self._waits.append(scope)
+            try:
+                self._watch()
+                await acquire()
+            finally:
+                self._waits.remove(scope)
+        if scope.cancelled_caught:
+            raise ClientGone
+
+    def close(self) -> None:
+        """Read no further: the request is over."""
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def _watch(self) -> None:
+        # Whoever reads for the application now sees the disconnect as well.
+        # A body that goes on is not piled up: that would take the brakes off the client.
+        if self._readers or self._reader is not None or (self._ahead and not _says_all(self._ahead[-1])):
+            return
+        self._reader = anyio.CancelScope()
+        self._arrived = anyio.Event()
+        if _in_trio():
+            import trio  # noqa: PLC0415 - trio is not a dependency
+
+            trio.lowlevel.spawn_system_task(self._read_ahead, context=contextvars.copy_context())
+        else:
+            self._task = asyncio.create_task(self._read_ahead())  # asyncio itself only keeps weak references
+
+    async def _read_ahead(self) -> None:
+        assert self._reader is not None  # noqa: S101 - set where this task is started
+        try:
+            with self._reader, suppress(Exception):  # the application gets an error of its own when it asks
+                while self._waits:
+                    had_said_all = self._said_all
+                    self._ahead.append(await self._read())
+                    self._arrived.set()
+                    self._arrived = anyio.Event()
+                    if had_said_all or not self._said_all:
+                        break
+        finally:
+            self._reader = None
+            self._arrived.set()
+
+    async def _read(self) -> Message:
+        self._readers += 1
+        try:
+            message = await self._receive()
+        finally:
+            self._readers -= 1
+        if message["type"] in DISCONNECTS:
+            self._gone = True
+            for scope in self._waits:
+                scope.cancel()
+        self._said_all = _says_all(message)
+        return message
+
+
+def _says_all(message: Message) -> bool:
+    """Whether only a disconnect can follow, or what a WebSocket sends once it is accepted."""
+    return message["type"] == "websocket.connect" or (
+        message["type"] == "http.request" and not message.get("more_body")
+    )
