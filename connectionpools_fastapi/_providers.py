@@ -66,6 +66,11 @@ class LeaseUntilExit(Provider):
         resource = await leases.enter(pool, connection.scope)
         try:
             yield resource
+        except Exception:
+            raise
+        except BaseException:
+            leases.break_off(connection.scope)
+            raise
         finally:
             leases.leave(pool)
 

@@ -1,5 +1,6 @@
 """RequestLeases: the leases of one request, at most one a pool; and how a request finds its pools."""
 
+import inspect
 from collections.abc import MutableMapping
 from contextlib import suppress
 from http import HTTPMethod
@@ -108,6 +109,17 @@ class RequestLeases:
             with suppress(NotLeased):  # the application has discarded or detached it
                 shared.lease.release_nowait()
 
+    def break_off(self, scope: Scope) -> None:
+        """Take note that the request was cancelled.
+
+        A thread cannot be cancelled: what a `def` endpoint may still be using is destroyed,
+        and not leased to others.
+        """
+        if not _is_async(scope.get("endpoint")):
+            for shared in self._leases.values():
+                with suppress(NotLeased):
+                    shared.lease.discard()
+
     async def enter_until_response(self, pool: ConnectionPool[T], scope: Scope) -> T:
         """Use the lease until just before the last part of the response."""
         resource = await self.enter(pool, scope)
@@ -118,6 +130,13 @@ class RequestLeases:
         """Give back what was only leased until now."""
         while self._until_response:
             self.leave(self._until_response.pop())
+
+
+def _is_async(endpoint: Any) -> bool:
+    return any(
+        inspect.iscoroutinefunction(kind) or inspect.isasyncgenfunction(kind)
+        for kind in (inspect.unwrap(endpoint), getattr(endpoint, "__call__", None))  # noqa: B004 - a class's own
+    )
 
 
 def find_pool(scope: Scope, name: str) -> ConnectionPool[Any]:

@@ -140,17 +140,14 @@ class PoolMiddleware:
             if pool_error is None or begun not in (None, "websocket.accept"):
                 raise
             leases.end_response()
-            # A mistake in the application is an error, a lack of resources only a warning.
-            mistake = isinstance(pool_error, (PoolConfigError, NotLeased, WrongEventLoop))
-            logger.log(
-                logging.ERROR if mistake else logging.WARNING, "%s answered with 503: %s", Route(scope), pool_error
-            )
-            if begun == "websocket.accept":
-                await send(TRY_AGAIN_LATER)
-            elif scope["type"] == "websocket":
-                await _refuse_websocket(pool_error, scope, send)
+            _log_refusal(pool_error, scope)
+            if scope["type"] == "websocket":
+                await _refuse_websocket(pool_error, scope, send, accepted=begun is not None)
             else:
                 await _problem(pool_error)(scope, receive, send)
+        except BaseException:
+            leases.break_off(scope)
+            raise
         finally:
             inbox.close()
             leases.end_response()
@@ -293,6 +290,12 @@ def _only(kind: type[E], error: BaseException) -> E | None:
     return error if isinstance(error, kind) else None
 
 
+def _log_refusal(error: PoolError, scope: Scope) -> None:
+    # A mistake in the application is an error, a lack of resources only a warning.
+    mistake = isinstance(error, (PoolConfigError, NotLeased, WrongEventLoop))
+    logger.log(logging.ERROR if mistake else logging.WARNING, "%s answered with 503: %s", Route(scope), error)
+
+
 def _health_response(status: str, body: dict[str, Any]) -> Response:
     return JSONResponse(
         {**body, "status": status},
@@ -312,8 +315,8 @@ def _problem(error: PoolError) -> Response:
     )
 
 
-async def _refuse_websocket(error: PoolError, scope: Scope, send: Send) -> None:
-    if "websocket.http.response" not in scope.get("extensions", {}):
+async def _refuse_websocket(error: PoolError, scope: Scope, send: Send, *, accepted: bool) -> None:
+    if accepted or "websocket.http.response" not in scope.get("extensions", {}):
         await send(TRY_AGAIN_LATER)
         return
     response = _problem(error)

@@ -368,9 +368,7 @@ async def test_an_async_hook_has_hook_timeout_seconds(hook: str, caplog: pytest.
                 pool.discard(resource)
         await anyio.sleep(3 - (loop_time() - began))
         await settled()
-        assert caplog.messages == [
-            f"pool 'default': {hook} failed with {hook} took longer than hook_timeout=3 s"
-        ]
+        assert caplog.messages == [f"pool 'default': {hook} failed with {hook} took longer than hook_timeout=3 s"]
         backend[hook].open()
         if hook == "clean":
             backend.cleaned.append(resource)  # it was begun

@@ -1,6 +1,8 @@
 """Leased and Pooled: what an endpoint gets, and when it is given back."""
 
+import asyncio
 import gc
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -230,6 +232,31 @@ async def test_a_cancelled_request_gives_back() -> None:
             assert pool.taken == 1
             group.cancel_scope.cancel()
         assert (pool.taken, pool.free) == (0, 1)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("lease_until", [None, "request"])
+async def test_what_the_thread_of_a_cancelled_request_still_uses_is_leased_to_nobody(lease_until: Any) -> None:
+    pool = things(limit=1)
+    app = installed(pool)
+    begun, done = threading.Event(), threading.Event()
+    used: list[Thing] = []
+
+    @app.get("/")
+    def endpoint(thing: Annotated[Thing, Leased(pool, scope=lease_until)]) -> None:
+        used.append(thing)
+        begun.set()
+        done.wait(10)
+
+    async with started(app) as served:
+        request = asyncio.create_task(ask(served))
+        await anyio.to_thread.run_sync(begun.wait)
+        request.cancel()  # as a time limit of asyncio does; anyio's own waits for the thread
+        await asyncio.wait([request])
+        async with pool.lease() as thing:
+            assert thing is not used[0]
+        assert pool.stats().discards["discarded"] == 1
+        done.set()
 
 
 async def test_no_response_waits_for_an_async_change() -> None:
