@@ -4,10 +4,11 @@ Pure ASGI: it adds nothing measurable to a request that uses no pool.
 """
 
 import inspect
-import logging
 import math
+import traceback
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from starlette.requests import HTTPConnection
@@ -27,6 +28,7 @@ E = TypeVar("E", bound=BaseException)
 Details = Literal["never", "authorized", "always"]
 Authorize = Callable[[HTTPConnection], bool | Awaitable[bool]]
 
+HERE = Path(__file__).parent
 NO_STORE = {"Cache-Control": "no-store"}
 TRY_AGAIN_LATER: Message = {"type": "websocket.close", "code": 1013, "reason": "Try again later"}
 # As nginx counts them; no client ever sees it.
@@ -291,9 +293,16 @@ def _only(kind: type[E], error: BaseException) -> E | None:
 
 
 def _log_refusal(error: PoolError, scope: Scope) -> None:
-    # A mistake in the application is an error, a lack of resources only a warning.
-    mistake = isinstance(error, (PoolConfigError, NotLeased, WrongEventLoop))
-    logger.log(logging.ERROR if mistake else logging.WARNING, "%s answered with 503: %s", Route(scope), error)
+    if isinstance(error, (PoolConfigError, NotLeased, WrongEventLoop)):  # a mistake, and not a lack of resources
+        logger.error("%s answered with 503: %s (%s)", Route(scope), error, _place(error))
+    else:
+        logger.warning("%s answered with 503: %s", Route(scope), error)
+
+
+def _place(error: BaseException) -> str:
+    """Say where the application made a mistake; a whole traceback would show what other errors said."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).parent != HERE]
+    return f'"{frames[-1].filename}", line {frames[-1].lineno}' if frames else "before any code of the application"
 
 
 def _health_response(status: str, body: dict[str, Any]) -> Response:

@@ -1,8 +1,10 @@
 """PoolMiddleware: what becomes of a PoolError, and which requests it answers itself."""
 
 import asyncio
+import inspect
 import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
@@ -209,6 +211,24 @@ async def test_a_mistake_in_the_application_is_logged_as_an_error(
     async with started(raising(error)) as served:
         await ask(served, "/items/1")
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+async def test_a_mistake_is_logged_with_the_line_of_the_application_that_made_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pool = things()
+    app = installed(pool)
+
+    @app.get("/twice")
+    async def twice() -> None:
+        thing = await pool.acquire()
+        await pool.release(thing)
+        await pool.release(thing)
+
+    async with started(app) as served:
+        await ask(served, "/twice")
+    line = inspect.getsourcelines(twice)[1] + 4
+    assert f'{Path(__file__).name}", line {line}' in caplog.records[0].getMessage()
 
 
 # --- web sockets ------------------------------------------------------------------------------------
