@@ -9,6 +9,7 @@ from .errors import (
     PoolTimeout,
     ResourceUnavailable,
     TooManyWaiting,
+    WouldDeadlock,
     WrongEventLoop,
 )
 from .lease import Lease
@@ -38,6 +39,7 @@ __all__ = [
     "ResourceManager",
     "ResourceUnavailable",
     "TooManyWaiting",
+    "WouldDeadlock",
     "WrongEventLoop",
     "install_pools",
     "pool_lifespan",

@@ -10,6 +10,7 @@ import anyio
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
+from ._front import OWNER
 from ._loop import _in_trio
 
 DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
@@ -74,12 +75,14 @@ class Inbox:
             return
         self._reader = anyio.CancelScope()
         self._arrived = anyio.Event()
+        context = contextvars.copy_context()
+        context.run(OWNER.set, None)  # what a server keeps of its `receive` must not keep the request
         if _in_trio():
             import trio  # noqa: PLC0415 - trio is not a dependency
 
-            trio.lowlevel.spawn_system_task(self._read_ahead, context=contextvars.copy_context())
-        else:
-            self._task = asyncio.create_task(self._read_ahead())  # asyncio itself only keeps weak references
+            trio.lowlevel.spawn_system_task(self._read_ahead, context=context)
+        else:  # kept, since asyncio itself only keeps weak references
+            self._task = asyncio.create_task(self._read_ahead(), context=context)
 
     async def _read_ahead(self) -> None:
         assert self._reader is not None  # noqa: S101 - set where this task is started

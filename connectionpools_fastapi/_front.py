@@ -5,6 +5,7 @@ through a decision that the keeper commits.
 """
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
 from . import _report as report
@@ -19,6 +20,9 @@ from .errors import WrongEventLoop
 from .lease import Default
 from .manager import T
 from .stats import Holder, PoolStats
+
+# On whose behalf code runs: a request, with all that it starts.
+OWNER: ContextVar[object] = ContextVar("connectionpools_fastapi.owner", default=None)
 
 W = TypeVar("W", bound=Waiter[Any])
 

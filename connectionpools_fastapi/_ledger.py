@@ -108,7 +108,7 @@ class Ledger(Generic[T]):
             if ended is not None:  # the same object once more, after it was detached
                 self.taken[ended.key] = ended
             raise report.not_leased(self)
-        slot.holder = None
+        slot.holder = slot.owner = None
         slot.use.record(now - slot.since)
 
     def put_back(self, slot: Slot[T], now: float) -> bool:

@@ -41,6 +41,7 @@ class Queue(Generic[T]):
     def leave(self, waiter: Waiter[T]) -> None:
         """Let a waiter go, from wherever it stands."""
         del self._waiters[waiter]
+        waiter.owner = None  # a request must not live on with its deadline
 
     def head(self) -> Waiter[T]:
         """Return who has waited the longest."""

@@ -12,6 +12,7 @@ from .errors import (
     PoolTimeout,
     ResourceUnavailable,
     TooManyWaiting,
+    WouldDeadlock,
     WrongEventLoop,
     describe,
     own,
@@ -53,6 +54,14 @@ def timed_out(ledger: Ledger[Any], waited: float) -> PoolTimeout:
     else:
         why = "Give resources back sooner, or raise limit or timeout; pool.holders() says who has them"
     return PoolTimeout(f"{subject(ledger)}: no resource came free within {waited:.3g} s. {why}")
+
+
+def would_deadlock(ledger: Ledger[Any]) -> WouldDeadlock:
+    """Say that a second lease would have to be waited for while a first one is held."""
+    return WouldDeadlock(
+        f"{subject(ledger)}: this request holds a resource already and would wait for another one, as others may "
+        "do at the same time. Use the one it holds (Leased), or take Pooled instead and lease in one block"
+    )
 
 
 def full(ledger: Ledger[Any]) -> TooManyWaiting:

@@ -91,6 +91,7 @@ class RequestLeases:
                 await lease.__aenter__()
             else:
                 await self._inbox.wait_for(lease.__aenter__)
+            lease._slot().owner = self
             if pool in self._leases:  # another task of this request was faster
                 lease.release_nowait()
             else:

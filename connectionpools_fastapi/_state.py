@@ -136,6 +136,7 @@ class State(Ledger[T]):
             PoolClosed: If the pool is not open.
             ResourceUnavailable: If `create` fails and there is nothing to wait for.
             PoolTimeout: If it would have to wait with a timeout of 0.
+            WouldDeadlock: If its owner holds a resource already.
             TooManyWaiting: If the queue is full.
         """
         slot = self.try_acquire(now)
@@ -147,6 +148,8 @@ class State(Ledger[T]):
         if timeout is not None and timeout <= 0:
             self.totals.timeouts += 1
             raise report.timed_out(self, 0)
+        if waiter.owner is not None and any(slot.owner is waiter.owner for slot in list(self.taken.values())):
+            raise report.would_deadlock(self)
         # Those for whom there is room wait for nobody; max_waiting bounds the others.
         queued = len(self.queue) - (self.limit - len(self.taken) - len(self.changing))
         if self.policy.max_waiting is not None and queued >= self.policy.max_waiting:

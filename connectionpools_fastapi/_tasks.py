@@ -5,7 +5,7 @@ from typing import Self
 
 import anyio
 
-from ._front import Front, named
+from ._front import OWNER, Front, named
 from ._log import logger
 from ._loop import Loop, current_loop, task_waiter
 from ._slot import Slot
@@ -129,6 +129,7 @@ class TaskFront(Front[T]):
             PoolTimeout: If none came free in time.
             ResourceUnavailable: If `create` fails and nothing is left to wait for.
             TooManyWaiting: If `max_waiting` callers wait already.
+            WouldDeadlock: If it would wait for a second one while its request holds a first.
             PoolClosed: If the pool is not open, or closes meanwhile.
             WrongEventLoop: If the resources belong to another loop.
         """
@@ -181,6 +182,7 @@ class TaskFront(Front[T]):
 
     async def _queue_up(self, timeout: float | None | Default) -> Slot[T]:
         waiter: TaskWaiter[T] = task_waiter()
+        waiter.owner = OWNER.get()
         slot = self._commit(self._state.acquire, waiter, self._seconds(timeout), self._clock())
         if slot is not None:
             return slot

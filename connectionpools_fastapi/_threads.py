@@ -4,6 +4,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
+from ._front import OWNER
 from ._ledger import Status
 from ._loop import LoopEnded, PrivateLoop, current_loop
 from ._slot import Slot
@@ -101,6 +102,7 @@ class ThreadFront(TaskFront[T]):
 
     def _queue_up_sync(self, timeout: float | None | Default) -> Slot[T]:
         waiter: ThreadWaiter[T] = ThreadWaiter()
+        waiter.owner = OWNER.get()
         seconds = self._seconds(timeout)
         slot = self._commit(self._state.acquire, waiter, seconds, self._clock())
         if slot is not None:

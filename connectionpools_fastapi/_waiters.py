@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 class Waiter(Generic[T]):
     """What the pool knows of a parked caller."""
 
-    __slots__ = ("asked_at", "deadline", "error", "slot", "waited")
+    __slots__ = ("asked_at", "deadline", "error", "owner", "slot", "waited")
 
     def __init__(self) -> None:
         self.asked_at = 0.0
         self.deadline: float | None = None
         self.waited = 0.0
+        self.owner: object = None  # on whose behalf it waits, where that is known
         self.slot: Slot[T] | None = None
         self.error: PoolError | None = None
 

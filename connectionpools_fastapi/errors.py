@@ -41,6 +41,10 @@ class TooManyWaiting(PoolError):  # noqa: N818 - reads as the state that it repo
     retry_after: float | None = 1.0
 
 
+class WouldDeadlock(PoolError):  # noqa: N818 - reads as the danger that it reports
+    """Who holds a resource of the pool would wait for a second one: if all did, nobody would ever go on."""
+
+
 class ResourceUnavailable(PoolError):  # noqa: N818 - reads as the state that it reports
     """`create` fails and nothing is left to wait for; `__cause__` says why it fails.
 

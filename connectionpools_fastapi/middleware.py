@@ -16,10 +16,11 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ._disconnect import ClientGone, Inbox
+from ._front import OWNER
 from ._log import logger
 from ._request import SCOPE_KEY, RequestLeases, Route, started_pools
 from ._wiring import check_dependencies, hidden_routes
-from .errors import NotLeased, PoolConfigError, PoolError, WrongEventLoop, describe
+from .errors import NotLeased, PoolConfigError, PoolError, WouldDeadlock, WrongEventLoop, describe
 from .health import examine_all, worst
 from .metrics import render
 from .pool import ConnectionPool
@@ -28,6 +29,8 @@ E = TypeVar("E", bound=BaseException)
 Details = Literal["never", "authorized", "always"]
 Authorize = Callable[[HTTPConnection], bool | Awaitable[bool]]
 
+# Of the application, and no lack of resources.
+MISTAKES = (PoolConfigError, NotLeased, WouldDeadlock, WrongEventLoop)
 HERE = Path(__file__).parent
 NO_STORE = {"Cache-Control": "no-store"}
 TRY_AGAIN_LATER: Message = {"type": "websocket.close", "code": 1013, "reason": "Try again later"}
@@ -119,6 +122,7 @@ class PoolMiddleware:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         inbox = Inbox(receive)
         leases = scope[SCOPE_KEY] = RequestLeases(inbox)
+        owner = OWNER.set(leases)
         begun: str | None = None
 
         async def send_and_end(message: Message) -> None:
@@ -153,6 +157,7 @@ class PoolMiddleware:
         finally:
             inbox.close()
             leases.end_response()
+            OWNER.reset(owner)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the wiring, and let what cannot start be one clear line in the server's log, not a traceback."""
@@ -293,7 +298,7 @@ def _only(kind: type[E], error: BaseException) -> E | None:
 
 
 def _log_refusal(error: PoolError, scope: Scope) -> None:
-    if isinstance(error, (PoolConfigError, NotLeased, WrongEventLoop)):  # a mistake, and not a lack of resources
+    if isinstance(error, MISTAKES):
         logger.error("%s answered with 503: %s (%s)", Route(scope), error, _place(error))
     else:
         logger.warning("%s answered with 503: %s", Route(scope), error)
