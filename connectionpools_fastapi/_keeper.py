@@ -79,10 +79,10 @@ class Keeper(Generic[T]):
             if ring_earlier:
                 self._set_timer()
 
-    def move(self, loop: Loop) -> None:
+    def move(self, loop: Loop, now: float) -> None:
         """Live in this loop from now on; part of a decision."""
         if self.has_lost_loop():
-            self._state.abandon(self._clock())
+            self._state.abandon(now)
         elif isinstance(self.loop, PrivateLoop):
             self.loop.stop_soon()
         self.loop = loop
@@ -228,11 +228,11 @@ class Keeper(Generic[T]):
 
     def _ring(self) -> None:
         self._timer = None
-        self.commit(self._tick)
+        self.commit(self._tick, self._clock())
 
-    def _tick(self) -> None:
+    def _tick(self, now: float) -> None:
         self._due = float("inf")
-        self._state.tick(self._clock())
+        self._state.tick(now)
 
 
 def _fork_all() -> None:

@@ -16,7 +16,6 @@ class Outage:
         self._chance = chance
         self.failures = 0
         self.cause: BaseException | None = None
-        self.began_at = 0.0
         self.retry_at = 0.0
         self._failed_at = 0.0
 
@@ -25,8 +24,6 @@ class Outage:
         self.cause = cause
         if self.failures and started <= self._failed_at:
             return  # begun before the last failure, it says nothing new
-        if not self.failures:
-            self.began_at = now
         self.failures += 1
         self._failed_at = now
         pause = min(FIRST_PAUSE * 2 ** min(self.failures - 1, 16), LAST_PAUSE)

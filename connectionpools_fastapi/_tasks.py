@@ -29,12 +29,12 @@ class TaskFront(Front[T]):
         await self._open(loop)
 
     async def _open(self, loop: Loop) -> None:
-        def begin() -> None:
+        def begin(now: float) -> None:
             self._state.check_not_open()
-            self._keeper.move(loop)
-            self._state.open(self._clock())
+            self._keeper.move(loop, now)
+            self._state.open(now)
 
-        self._commit(begin)
+        self._commit(begin, self._clock())
         try:
             waiter: TaskWaiter[T] = task_waiter()
             while waiter.error is None and self._commit(self._state.watch_min_free, waiter):
@@ -55,21 +55,21 @@ class TaskFront(Front[T]):
         the log with its holder and age, and cleaned when it comes back after all. To close
         a closed pool does nothing.
         """
-        generation = self._commit(self._begin_close)
+        generation = self._commit(self._begin_close, self._clock())
         try:
             await self._wait_gone(generation, self._policy.close_timeout)
         finally:  # cancelled or not, everything is cleaned; only leases are not waited for any more
             with anyio.CancelScope(shield=True):
                 await self._end_close(generation)
 
-    def _begin_close(self) -> int:
+    def _begin_close(self, now: float) -> int:
         if self._keeper.has_lost_loop():
             here = current_loop()
             if here is None or self._hooks.are_async:  # cleaning belongs to the loop that has ended
-                self._state.abandon(self._clock())
+                self._state.abandon(now)
             else:
-                self._keeper.move(here)
-        return self._state.close(self._clock())
+                self._keeper.move(here, now)
+        return self._state.close(now)
 
     async def _end_close(self, generation: int) -> None:
         for holder in named(self._commit(self._state.write_off, generation, self._clock())):

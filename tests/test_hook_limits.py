@@ -222,3 +222,43 @@ async def test_a_probe_with_no_duration_is_refused(option: dict[str, Any]) -> No
     async with Backend().pool() as pool:
         with pytest.raises(PoolConfigError, match="number"):
             await pool.probe(**option)
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+async def test_the_clock_is_never_asked_under_the_lock() -> None:
+    backend = Backend()
+    asked: list[bool] = []
+
+    def clock() -> float:
+        asked.append(pool._keeper._lock.locked())  # nobody else is there who could hold it
+        return loop_time()
+
+    pool = backend.pool("check", "change", limit=1, check_after=0, clock=clock, min_free=1)
+    async with pool:
+        async with pool.lease():
+            with pytest.raises(PoolTimeout):
+                await pool.acquire(timeout=1)
+        await pool.probe(max_age=0)
+        await pool.drain()
+    assert len(asked) > 10
+    assert not any(asked)
+
+
+def test_a_clock_that_cannot_be_called_is_refused() -> None:
+    with pytest.raises(PoolConfigError, match=r"clock=time\.monotonic"):
+        ConnectionPool(create=object, clock=3)  # type: ignore[call-overload] # that is the point
+
+
+@pytest.mark.anyio
+@pytest.mark.virtual_time
+async def test_who_waits_for_a_slow_create_is_told_so_and_does_not_blame_who_holds_resources() -> None:
+    backend = Backend()
+    async with backend.pool(limit=1, hook_timeout=100) as pool:
+        backend["create"].shut()
+        with pytest.raises(PoolTimeout, match="create is under way"):
+            await pool.acquire(timeout=1)
+        backend["create"].open()
+        async with pool.lease():
+            with pytest.raises(PoolTimeout, match="raise limit or timeout"):
+                await pool.acquire(timeout=1)
