@@ -307,7 +307,8 @@ class Story:
 
 def at_once(tries: list[Try]) -> int:
     """Return how many tries were under way at the same time, at most."""
-    return max((sum(other.began <= this.began < other.ended for other in tries) for this in tries), default=0)
+    steps = sorted([(this.began, 1) for this in tries] + [(this.ended, -1) for this in tries])
+    return max(itertools.accumulate(step for _, step in steps), default=0)
 
 
 async def live_through(story: Story) -> None:
@@ -340,6 +341,7 @@ async def live_through(story: Story) -> None:
                 for _ in range(1 + is_herd * story.scenario.herd):
                     group.start_soon(call, door)
                 await anyio.sleep(PERIOD)
+                assert len(server.tries) < 1000, "the back-end is overrun"
     for this in server.tries:
         story.tries.append(Try(this.began - began, this.ended - began, this.error))
 
