@@ -13,6 +13,7 @@ from .errors import (
     WrongEventLoop,
 )
 from .lease import Lease
+from .listener import PoolListener
 from .manager import ResourceManager
 from .metrics import PoolCollector
 from .middleware import PoolMiddleware
@@ -32,6 +33,7 @@ __all__ = [
     "PoolCollector",
     "PoolConfigError",
     "PoolError",
+    "PoolListener",
     "PoolMiddleware",
     "PoolStats",
     "PoolTimeout",

@@ -7,17 +7,19 @@ through a decision that the keeper commits.
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
+from weakref import ref
 
 from . import _report as report
 from ._hooks import Hooks
 from ._keeper import Keeper
-from ._ledger import Status
+from ._owner import acquiring_stack, current_task, current_thread
 from ._policy import Policy
 from ._slot import Slot
 from ._state import State
 from ._waiters import Waiter
 from .errors import WrongEventLoop
 from .lease import Default
+from .listener import PoolListener
 from .manager import T
 from .stats import Holder, PoolStats
 
@@ -37,6 +39,8 @@ class Front(Generic[T]):
         self._state: State[T] = State(policy, has_check=hooks.has_check, has_change=hooks.has_change)
         self._keeper = Keeper(self._state, hooks, clock)
         self._commit = self._keeper.commit
+        self._lose = self._keeper.lose
+        self._keeps_stacks = policy.debug
 
     @property
     def name(self) -> str:
@@ -45,7 +49,7 @@ class Front(Generic[T]):
 
     @property
     def status(self) -> str:
-        """Where the pool is in its life: "new", "open", "closing", "closed", or "forked" in a child process."""
+        """Where the pool is: "new", "open", "suspended", "closing", "closed", or "forked" in a child process."""
         return self._state.status.value
 
     @property
@@ -85,9 +89,10 @@ class Front(Generic[T]):
         """Return who holds a lease and for how long, the longest first.
 
         Returns:
-            One entry a lease. Those taken through `Leased` are named after their route.
+            One entry a lease. Those taken through `Leased` are named after their route,
+            others after the task or thread in which they began.
         """
-        return named(self._commit(report.holders, self._state, self._clock()))
+        return [hold.named() for hold in self._commit(report.holders, self._state, self._clock())]
 
     def try_acquire(self) -> T | None:
         """Lease a free resource without waiting. From tasks and threads.
@@ -102,7 +107,10 @@ class Front(Generic[T]):
         """
         self._check_here()
         slot = self._commit(self._state.try_acquire, self._clock())
-        return None if slot is None else slot.resource
+        if slot is None:
+            return None
+        self._note_acquired(slot, current_task() or current_thread())
+        return slot.resource
 
     def discard(self, resource: T) -> None:
         """End the lease of a resource that is broken: it is cleaned, not used again.
@@ -131,12 +139,100 @@ class Front(Generic[T]):
         """
         self._commit(self._state.expire, self._clock())
 
+    def retain(self, keep: Callable[[T], object]) -> int:
+        """Retire the free resources for which a function says no.
+
+        Those that are leased out, or come later, are not asked about. From the pool's own
+        event loop, or from any thread or loop where no hook is async.
+
+        Args:
+            keep: Gets one resource after the other, each out of use meanwhile; falsy retires it.
+                It must not block or wait.
+
+        Returns:
+            How many were retired.
+
+        Raises:
+            WrongEventLoop: If the resources belong to another loop.
+            Exception: What `keep` raises; the resource that it was asked about is kept.
+        """
+        self._check_here()
+        retired = 0
+        for slot in self._state.free.copy():
+            if self._commit(self._state.borrow, slot):
+                kept = True
+                try:
+                    kept = bool(keep(slot.resource))
+                finally:
+                    self._commit(self._state.bring_back, slot, self._clock(), keep=kept)
+                retired += not kept
+        return retired
+
+    def resize(self, limit: int) -> None:
+        """Change the most resources that may exist at once.
+
+        A higher limit serves waiters at once. With a lower one free resources go at once,
+        and each other one that is too many when it comes back; none is created meanwhile.
+        It stays when the pool is closed and opened again. `min_free` is kept as far as the
+        limit allows.
+
+        Args:
+            limit: The new limit.
+
+        Raises:
+            PoolConfigError: If it is no positive whole number.
+        """
+        self._policy.check_limit(limit)
+        self._commit(self._state.resize, limit, self._clock())
+
+    def suspend(self) -> None:
+        """Let all callers wait, say while a back-end is switched over; leases go on and end as usual.
+
+        Nothing is created meanwhile. Callers wait up to their own timeouts, and are served in
+        order after `resume`. To suspend a suspended pool does nothing.
+
+        Raises:
+            PoolClosed: If the pool is not open.
+        """
+        self._commit(self._state.suspend)
+
+    def resume(self) -> None:
+        """Serve callers again after `suspend`; what failed before is tried anew.
+
+        To resume a pool that is not suspended does nothing.
+
+        Raises:
+            PoolClosed: If the pool is not open.
+        """
+        self._commit(self._state.resume, self._clock())
+
+    def add_listener(self, listener: PoolListener) -> None:
+        """Tell a listener what happens from now on.
+
+        Args:
+            listener: Its methods are called after the fact, in whatever thread or task it happened in.
+        """
+        self._keeper.listeners.add(listener)
+        self._commit(self._state.listen, self._keeper.listeners.heard(), self._clock())
+
+    def remove_listener(self, listener: PoolListener) -> None:
+        """Tell a listener no more.
+
+        Args:
+            listener: One that was added.
+
+        Raises:
+            ValueError: If it was not.
+        """
+        self._keeper.listeners.remove(listener)
+        self._commit(self._state.listen, self._keeper.listeners.heard(), self._clock())
+
     def _is_here(self) -> bool:
         loop = self._keeper.loop
         return loop is not None and loop.is_here()
 
     def _check_here(self) -> None:
-        if self._hooks.are_async and not self._is_here() and self._state.status is Status.OPEN:
+        if self._hooks.are_async and not self._is_here() and self._state.is_open:
             msg = (
                 f"pool {self.name!r}: its resources belong to the event loop that opened it, and this is another loop "
                 "or a thread. Lease in that loop (in sync endpoints through Leased), or write the hooks as `def`"
@@ -174,6 +270,12 @@ class Front(Generic[T]):
             self._check_here()
         return self._state.take(self._clock())
 
+    def _note_acquired(self, slot: Slot[T], owner: object) -> None:
+        """Take note of who leases by hand: it need not be who gives back."""
+        slot.lease = ref(owner) if owner is not None else None
+        if self._keeps_stacks:
+            slot.stack = acquiring_stack()
+
     def _give_back(self, slot: Slot[T], make_waiter: Callable[[], W | None]) -> W | None:
         """Give a slot back; returns what will be woken when `change` is over, if there is one."""
         now = self._clock()
@@ -195,8 +297,3 @@ class Front(Generic[T]):
         self._state.end(slot, now)
         self._commit(self._state.detach, slot, now)
         return slot.resource
-
-
-def named(leases: list[tuple[object, float]]) -> list[Holder]:
-    """Name holders, which runs users' code: so not under the lock."""
-    return [Holder(name="unnamed" if holder is None else str(holder), age=age) for holder, age in leases]

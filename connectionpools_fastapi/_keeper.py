@@ -6,10 +6,12 @@ cancellation reaches, and the one timer for whatever is due next.
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar
-from weakref import WeakSet
+from weakref import ReferenceType, WeakSet
 
 from ._hooks import Hooks
 from ._ledger import Action
@@ -19,6 +21,7 @@ from ._slot import Creation, Slot
 from ._state import State
 from ._waiters import Waiter
 from .errors import WrongEventLoop, describe, own
+from .listener import Listeners
 from .manager import T
 
 P = ParamSpec("P")
@@ -39,6 +42,7 @@ class Keeper(Generic[T]):
         self._state = state
         self._hooks = hooks
         self._clock = clock
+        self.listeners: Listeners = Listeners(state.policy.name)
         self.loop: Loop | None = None
         # Protects the state (but for its fast path), `loop` and `_due`. While it is held nothing
         # is awaited, called back, logged or woken: decisions only.
@@ -46,6 +50,7 @@ class Keeper(Generic[T]):
         self._due = float("inf")  # when the timer is set to ring
         self._timer: Timer | None = None
         self._inherited: list[object] = []
+        self._lost: deque[ReferenceType[Any]] = deque()
         _KEEPERS.add(self)
         self._jobs: dict[Action, Callable[[Any], Coroutine[Any, Any, Outcome]]] = {
             Action.CREATE: self._create,
@@ -111,6 +116,13 @@ class Keeper(Generic[T]):
                 return
             if action is Action.WAKE:
                 self._wake(subject)
+            elif action is Action.TELL:
+                self.listeners.tell(*subject)
+            elif action is Action.WARN:
+                policy = self._state.policy
+                logger.warning(
+                    "pool %r: %s, and max_hold is %g s%s", policy.name, subject, policy.max_hold, subject.acquired_at()
+                )
             else:
                 self._start(action, subject)
 
@@ -197,6 +209,28 @@ class Keeper(Generic[T]):
                 self.loop.spawn(clean)
         except RuntimeError:
             logger.warning("pool %r: a resource was created too late to be cleaned", self._state.policy.name)
+
+    def lose(self, lease: ReferenceType[Any]) -> None:
+        """Take note that a lease is gone without having ended.
+
+        The garbage collector says so, anywhere and at any moment, so no lock may be taken here.
+        """
+        self._lost.append(lease)
+        if self.loop is not None:
+            with suppress(RuntimeError):  # it has ended; then there is nobody to miss the resource
+                self.loop.call_soon(self._recover)
+
+    def _recover(self) -> None:
+        while self._lost:
+            hold = self.commit(self._state.lose, self._lost.popleft(), self._clock())
+            if hold is not None:
+                logger.warning(
+                    "pool %r: %s and has lost the lease, which nobody can give back any more, so the resource is "
+                    "destroyed; write `async with pool.lease()`%s",
+                    self._state.policy.name,
+                    hold,
+                    hold.acquired_at(),
+                )
 
     def orphaned(self) -> WrongEventLoop:
         """Say that the pool's loop has ended without the pool."""

@@ -22,7 +22,10 @@ from ._policy import Policy
 from ._queue import Queue
 from ._slot import Creation, Slot
 from ._totals import Totals
+from ._upkeep import Upkeep
 from .manager import T
+
+NEVER = float("inf")
 
 
 class Status(Enum):
@@ -30,6 +33,7 @@ class Status(Enum):
 
     NEW = "new"
     OPEN = "open"
+    SUSPENDED = "suspended"  # open, but whoever wants a resource waits
     CLOSING = "closing"
     CLOSED = "closed"
     FORKED = "forked"  # in a child process: whatever there was is the parent's
@@ -39,6 +43,8 @@ class Action(Enum):
     """What a decision asks the pool to carry out, and for whom."""
 
     WAKE = "wake"  # a waiter
+    TELL = "tell"  # listeners, what has happened
+    WARN = "warn"  # of a lease that is held for too long
     CREATE = "create"  # a creation
     CHECK = "check"  # a slot, as in the next two
     CHANGE = "change"
@@ -56,10 +62,14 @@ class Ledger(Generic[T]):
         self.status = Status.NEW
         self.has_change = has_change
         self.has_check = has_check
-        self._check_after = policy.check_after if has_check else float("inf")
+        self._check_after = policy.check_after if has_check else NEVER
         self._fresh_after_use = self._check_after or float("-inf")  # 0: checked before each reuse
         self._returns_need_more = has_change or self._fresh_after_use < 0
         self._min_free = policy.min_free
+        self._max_hold = policy.max_hold or NEVER
+        self._look_at_holds = NEVER  # when to look who holds for too long; infinity while nobody was seen to
+        self.heard: frozenset[str] = frozenset()  # events that listeners want to be told of
+        self._tells_each = False  # leases and returns among them
         # Raised while anything but "take a free one, put it back" may be called for.
         self.gate = True
         # A resource is in exactly one of these; `slots` has all but those in `cleaning`.
@@ -77,9 +87,16 @@ class Ledger(Generic[T]):
         self.generations: Generations[T] = Generations()
         self.queue: Queue[T] = Queue()
         self.outage = Outage(chance)
+        self.upkeep: Upkeep[T] = Upkeep(policy, self.slots, chance)
+        self._retires = self.upkeep.retires
         self.totals = Totals()
         # Left for the caller to carry out, by any thread, without the lock.
         self.todo: deque[tuple[Action, Any]] = deque()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether callers are let in, be it only to wait."""
+        return self.status is Status.OPEN or self.status is Status.SUSPENDED
 
     # --- the fast path: no lock -----------------------------------------------------------
 
@@ -108,14 +125,22 @@ class Ledger(Generic[T]):
             if ended is not None:  # the same object once more, after it was detached
                 self.taken[ended.key] = ended
             raise report.not_leased(self)
-        slot.holder = slot.owner = None
-        slot.use.record(now - slot.since)
+        slot.holder = slot.lease = None
+        used, slot.since = now - slot.since, now
+        slot.use.record(used)
+        if self.heard:
+            self._tell("on_release", used)
 
     def put_back(self, slot: Slot[T], now: float) -> bool:
         """Make a slot free whose lease has ended; False where that takes `release`."""
         if self.gate or self._returns_need_more:
             return False
-        slot.fresh_until = now + self._fresh_after_use
+        fresh_until = now + self._fresh_after_use
+        if self._retires:
+            if self.upkeep.why_retire(slot, now) is not None:
+                return False
+            fresh_until = min(fresh_until, slot.retire_at)
+        slot.fresh_until = fresh_until
         self.free.append(slot)
         return True
 
@@ -143,6 +168,10 @@ class Ledger(Generic[T]):
         slot.since = now
         slot.leases += 1
         self.taken[slot.key] = slot
+
+    def _tell(self, event: str, *facts: object) -> None:
+        if event in self.heard:
+            self.todo.append((Action.TELL, (event, facts)))
 
     # --- what is free -----------------------------------------------------------------------
 
@@ -179,20 +208,25 @@ class Ledger(Generic[T]):
         """Put a slot to the right, beneath those that are fresher."""
         fresher: list[Slot[T]] = []
         with suppress(IndexError):  # nothing is left, or another thread was faster
-            while self.free[-1].fresh_until > slot.fresh_until:
+            # Not beyond the least fresh, from where it goes up again to the left.
+            while slot.fresh_until < self.free[-1].fresh_until <= (fresher[-1].fresh_until if fresher else NEVER):
                 fresher.append(self.free.pop())
         self.free.append(slot)
         self.free.extend(reversed(fresher))
 
+    def pull(self, slot: Slot[T]) -> bool:
+        """Take this slot out of the free ones, unless it is not one of them."""
+        try:
+            self.free.remove(slot)
+        except ValueError:  # another thread may just have taken it
+            return False
+        return True
+
     def _sweep_free(self) -> None:
         """Discard the free ones of older generations."""
         for slot in self.free.copy():
-            if slot.generation != self.generations.current:
-                try:
-                    self.free.remove(slot)
-                except ValueError:  # another thread has just taken it
-                    continue
-                self._discard(slot, "expired")
+            if slot.generation != self.generations.current and self.pull(slot):
+                self._discard(slot, "expire")
 
     def _doubt_free(self) -> None:
         """Have each free resource checked before its next use, however fresh it was."""
@@ -200,11 +234,28 @@ class Ledger(Generic[T]):
             for slot in self.free.copy():
                 slot.fresh_until = float("-inf")
 
+    def _freshened(self, slot: Slot[T], now: float, seconds: float) -> Slot[T]:
+        """Let a slot be used without a check for so long, but never beyond its lifetime."""
+        slot.fresh_until = min(now + seconds, slot.retire_at)
+        return slot
+
     # --- what goes --------------------------------------------------------------------------
+
+    def _why_retire(self, slot: Slot[T], now: float) -> str | None:
+        """Say why a slot must not be used again; None if it may."""
+        if slot.generation != self.generations.current:
+            return "expire"
+        if self._is_above_limit():
+            return "resize"
+        return self.upkeep.why_retire(slot, now)
+
+    def _is_above_limit(self) -> bool:
+        return len(self.slots) + len(self.creating) > self.limit
 
     def _discard(self, slot: Slot[T], reason: str) -> None:
         self._remove(slot)
         self.totals.discards[reason] += 1
+        self._tell("on_discard", reason)
         self.cleaning.add(slot)
         self.todo.append((Action.CLEAN, slot))
 
@@ -239,21 +290,27 @@ class Ledger(Generic[T]):
             "slots are found by the identity of their resource": all(
                 key == slot.key == id(slot.resource) for key, slot in chain(self.slots.items(), self.taken.items())
             ),
-            "there are no more than the limit": len(slots) + len(self.creating) <= self.limit,
+            "there are no more than the limit, or at least none that is free": not self._is_above_limit() or not free,
             "there are no more calls of create than allowed": len(self.creating) <= self.policy.max_creating,
             "the gate is up where somebody waits": self.gate or not waiting,
             "the gate is up unless the pool is open": self.gate or is_open,
             "the gate is up while create fails": self.gate or not self.outage.failures,
             "the gate is up while older generations are left": self.gate or not self.generations.are_turning_over(),
+            "the gate is up while there are more than the limit": self.gate or not self._is_above_limit(),
+            "the gate is up while nobody looks who holds for too long": self.gate
+            or self._look_at_holds < NEVER
+            or self._max_hold == NEVER,
             "nobody waits while a fresh resource is free": not waiting
+            or not is_open
             or not any(slot.fresh_until >= now for slot in free),
-            "nobody waits for nothing": not waiting or bool(slots or self.creating),
+            "nothing is fresh beyond its lifetime": all(slot.fresh_until <= slot.retire_at for slot in free),
+            "nobody waits for nothing": not waiting or not is_open or bool(slots or self.creating),
             "what is missing is being made": not is_open
             or bool(self.outage.failures)
             or len(waiting) + max(0, self._min_free - len(free)) <= len(self.creating) + len(self.checking)
-            or len(slots) + len(self.creating) == self.limit
+            or len(slots) + len(self.creating) >= self.limit
             or len(self.creating) == self.policy.max_creating,
-            "nobody waits, and nothing is free, unless the pool is open": is_open or not (waiting or free),
+            "nobody waits, and nothing is free, unless the pool is open": self.is_open or not (waiting or free),
             "who waits was neither granted nor failed": all(
                 waiter.slot is None and waiter.error is None for waiter in waiting
             ),

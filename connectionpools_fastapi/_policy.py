@@ -19,10 +19,16 @@ class Options(TypedDict, total=False):
     max_waiting: int | None
     max_creating: int
     check_after: float
+    keepalive: float | None
+    max_lifetime: float | None
+    max_idle: float | None
+    max_uses: int | None
+    max_hold: float | None
     hook_timeout: float
     close_timeout: float
     reuse: Reuse
     blocking: bool
+    debug: bool
     clock: Callable[[], float]
 
 
@@ -37,15 +43,21 @@ class Policy:
     max_waiting: int | None = None
     max_creating: int = 8
     check_after: float = 1.0
+    keepalive: float | None = None
+    max_lifetime: float | None = None
+    max_idle: float | None = None
+    max_uses: int | None = None
+    max_hold: float | None = None
     hook_timeout: float = 10.0
     close_timeout: float = 10.0
     reuse: Reuse = "lifo"
+    debug: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             msg = f"a pool's name must be a string that is not empty, as name='db'; got {self.name!r}"
             raise PoolConfigError(msg)
-        self._whole("limit", at_least=1, hint="it is the most resources that may exist at once")
+        self.check_limit(self.limit)
         self._whole("min_free", at_least=0, hint="0 creates on demand")
         self._whole("max_creating", at_least=1, hint="it is how many `create` may run at once")
         if self.max_waiting is not None:
@@ -56,14 +68,30 @@ class Policy:
         if self.timeout is not None:
             self._seconds("timeout", hint="0 never waits, None waits for ever")
         self._seconds("check_after", hint="0 checks before every reuse")
+        for field, hint in (
+            ("keepalive", "None checks free resources only when they are wanted"),
+            ("max_lifetime", "None lets resources grow old"),
+            ("max_idle", "None keeps them however long nobody needs them"),
+            ("max_hold", "None lets leases last"),
+        ):
+            if getattr(self, field) is not None:
+                self._seconds(field, hint=hint, positive=True)
+        if self.max_uses is not None:
+            self._whole("max_uses", at_least=1, hint="None lets resources be used without end")
         self._seconds("hook_timeout", hint="it limits each call of a hook", positive=True)
         self._seconds("close_timeout", hint="0 waits for nobody")
         if self.reuse not in ("lifo", "fifo"):
             msg = f'pool {self.name!r}: reuse={self.reuse!r} is unknown; write reuse="lifo" or reuse="fifo"'
             raise PoolConfigError(msg)
 
+    def check_limit(self, limit: object) -> None:
+        """Refuse what cannot be a limit."""
+        self._check_whole("limit", limit, at_least=1, hint="it is the most resources that may exist at once")
+
     def _whole(self, field: str, *, at_least: int, hint: str) -> None:
-        value = getattr(self, field)
+        self._check_whole(field, getattr(self, field), at_least=at_least, hint=hint)
+
+    def _check_whole(self, field: str, value: object, *, at_least: int, hint: str) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
             kind = "positive whole number" if at_least else "whole number, 0 or more"
             msg = f"pool {self.name!r}: {field} must be a {kind}; got {value!r} ({hint})"

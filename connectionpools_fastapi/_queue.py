@@ -19,6 +19,7 @@ class Queue(Generic[T]):
         # May hold waiters that are gone; dropping them late is cheaper than finding them.
         self._deadlines: list[tuple[float, int, Waiter[T]]] = []
         self._order = count()
+        self._owners: dict[object, int] = {}  # how many each of them has here
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -32,6 +33,7 @@ class Queue(Generic[T]):
     def join(self, waiter: Waiter[T]) -> None:
         """Let a waiter in, at the end."""
         self._waiters[waiter] = None
+        self._owners[waiter.owner] = self._owners.get(waiter.owner, 0) + 1
         if waiter.deadline is not None:
             heapq.heappush(self._deadlines, (waiter.deadline, next(self._order), waiter))
             if len(self._deadlines) > 2 * len(self._waiters) + 64:
@@ -41,7 +43,14 @@ class Queue(Generic[T]):
     def leave(self, waiter: Waiter[T]) -> None:
         """Let a waiter go, from wherever it stands."""
         del self._waiters[waiter]
-        waiter.owner = None  # a request must not live on with its deadline
+        left = self._owners.pop(waiter.owner) - 1
+        if left:
+            self._owners[waiter.owner] = left
+        waiter.owner = waiter.request = None  # they must not live on with its deadline
+
+    def has_one_of(self, owner: object) -> bool:
+        """Whether this task or thread waits here."""
+        return owner in self._owners
 
     def head(self) -> Waiter[T]:
         """Return who has waited the longest."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ._owner import Hold
 from .errors import (
     NotLeased,
     PoolClosed,
@@ -49,18 +50,28 @@ def not_leased(ledger: Ledger[Any]) -> NotLeased:
 
 def timed_out(ledger: Ledger[Any], waited: float) -> PoolTimeout:
     """Say that a caller waited in vain, and whether for other callers or for the back-end."""
-    if ledger.creating and len(ledger.slots) < ledger.limit:
+    if ledger.status.value == "suspended":
+        why = "The pool is suspended; pool.resume() lets callers in again"
+    elif ledger.creating and len(ledger.slots) < ledger.limit:
         why = "create is under way and has not answered: see that the back-end is up and reachable"
     else:
         why = "Give resources back sooner, or raise limit or timeout; pool.holders() says who has them"
     return PoolTimeout(f"{subject(ledger)}: no resource came free within {waited:.3g} s. {why}")
 
 
-def would_deadlock(ledger: Ledger[Any]) -> WouldDeadlock:
+def waits_for_itself(ledger: Ledger[Any]) -> WouldDeadlock:
     """Say that a second lease would have to be waited for while a first one is held."""
     return WouldDeadlock(
         f"{subject(ledger)}: this request holds a resource already and would wait for another one, as others may "
         "do at the same time. Use the one it holds (Leased), or take Pooled instead and lease in one block"
+    )
+
+
+def closes_circle(ledger: Ledger[Any]) -> WouldDeadlock:
+    """Say that nobody would ever go on."""
+    return WouldDeadlock(
+        f"{subject(ledger)}: whoever holds a resource waits for another one, and this caller would be the last of "
+        "them: nobody would ever go on. Use the resource of the outer lease, end it first, or raise limit"
     )
 
 
@@ -127,10 +138,9 @@ def _create_fails(ledger: Ledger[Any], what: str, and_then: str, retry_after: fl
     return error
 
 
-def holders(ledger: Ledger[Any], now: float) -> list[tuple[object, float]]:
-    """Say who holds a lease and for how long, the longest first; to name them runs users' code, so not here."""
-    slots = sorted(ledger.taken.values(), key=lambda slot: slot.since)
-    return [(slot.holder, now - slot.since) for slot in slots]
+def holders(ledger: Ledger[Any], now: float) -> list[Hold]:
+    """Say who holds a lease and for how long, the longest first."""
+    return [Hold.of(slot, now) for slot in sorted(ledger.taken.values(), key=lambda slot: slot.since)]
 
 
 def stats(ledger: Ledger[Any], now: float) -> PoolStats:

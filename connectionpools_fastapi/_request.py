@@ -7,6 +7,7 @@ from http import HTTPMethod
 from typing import Any
 
 from ._disconnect import Inbox
+from ._owner import current_task
 from .errors import NotLeased, PoolConfigError
 from .lease import Lease
 from .manager import T
@@ -85,13 +86,15 @@ class RequestLeases:
         if pool not in self._leases:
             lease = pool.lease(holder=Route(scope))
             slot = pool._take()
+            # Without the middleware nobody can tell which of its waits are this request's, but those of this task.
+            owner = current_task() if self._inbox is None else self
             if slot is not None:
-                lease._hold(slot)
+                lease._hold(slot, owner)
             elif self._inbox is None:
                 await lease.__aenter__()
             else:
                 await self._inbox.wait_for(lease.__aenter__)
-            lease._slot().owner = self
+                lease._owner = owner
             if pool in self._leases:  # another task of this request was faster
                 lease.release_nowait()
             else:

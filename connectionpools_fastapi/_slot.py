@@ -1,6 +1,7 @@
 """Slot: one resource and what the pool knows of it."""
 
-from typing import Generic
+from typing import Any, Generic
+from weakref import ReferenceType
 
 from ._waiters import Waiter
 from .manager import T
@@ -10,18 +11,44 @@ from .stats import USE_BOUNDS, Recorder
 class Slot(Generic[T]):
     """One resource. Its state is which of the pool's collections it is in."""
 
-    __slots__ = ("done", "fresh_until", "generation", "holder", "key", "leases", "owner", "resource", "since", "use")
+    __slots__ = (
+        "checked_at",
+        "done",
+        "fresh_until",
+        "generation",
+        "holder",
+        "key",
+        "lease",
+        "leases",
+        "look_at",
+        "pace",
+        "resource",
+        "retire_at",
+        "since",
+        "stack",
+        "use",
+        "warned",
+    )
 
-    def __init__(self, resource: T, generation: int, fresh_until: float) -> None:
+    def __init__(self, resource: T, generation: int, now: float) -> None:
         self.resource = resource
         self.key = id(resource)
         self.generation = generation
-        self.fresh_until = fresh_until  # up to then it may be used without a check
-        self.since = 0.0  # when its lease began
+        self.fresh_until = now  # up to then it may be used without a check
+        self.since = now  # when its lease began, or ended
+        self.checked_at = now
         self.leases = 0  # how often it was leased out, which tells one lease of it from the next
-        self.holder: object = None  # whose str() names who has it
-        self.owner: object = None  # on whose behalf it is leased, where that is known
+        # Who has it: a name that was given, or else what `lease` still finds: the lease itself
+        # or, of one made by hand, the task or thread in which it began. Kept alive by neither.
+        self.holder: object = None
+        self.lease: ReferenceType[Any] | None = None
+        self.stack: str | None = None  # where it was acquired, in debug mode
+        self.warned = 0  # which lease of it was reported as held for too long
         self.done: Waiter[T] | None = None  # who waits for its change to be over
+        # Upkeep's notes: its own share of chance, when it has to go, when to look at it again.
+        self.pace = 1.0
+        self.retire_at = float("inf")
+        self.look_at = float("inf")
         # Kept here and not by the pool: a slot has one owner at a time, so no lock is needed.
         self.use = Recorder(USE_BOUNDS)
 

@@ -5,9 +5,10 @@ from typing import Self
 
 import anyio
 
-from ._front import OWNER, Front, named
+from ._front import OWNER, Front
 from ._log import logger
 from ._loop import Loop, current_loop, task_waiter
+from ._owner import current_task
 from ._slot import Slot
 from ._waiters import TaskWaiter
 from .lease import DEFAULT, Default
@@ -72,12 +73,9 @@ class TaskFront(Front[T]):
         return self._state.close(now)
 
     async def _end_close(self, generation: int) -> None:
-        for holder in named(self._commit(self._state.write_off, generation, self._clock())):
+        for hold in self._commit(self._state.write_off, generation, self._clock()):
             logger.warning(
-                "pool %r: closed while %s still holds a resource, for %.3g s now; it is cleaned on return",
-                self.name,
-                holder.name,
-                holder.age,
+                "pool %r: closed, but %s; it is cleaned when it comes back%s", self.name, hold, hold.acquired_at()
             )
         try:
             # What is left are hooks, which have their own limit; what a late create made is cleaned by itself.
@@ -134,7 +132,9 @@ class TaskFront(Front[T]):
             WrongEventLoop: If the resources belong to another loop.
         """
         self._check_timeout(timeout)
-        return (self._take() or await self._queue_up(timeout)).resource
+        slot = self._take() or await self._queue_up(timeout)
+        self._note_acquired(slot, current_task())
+        return slot.resource
 
     async def release(self, resource: T) -> None:
         """Give back what `acquire` returned, and wait for `change`.
@@ -182,7 +182,7 @@ class TaskFront(Front[T]):
 
     async def _queue_up(self, timeout: float | None | Default) -> Slot[T]:
         waiter: TaskWaiter[T] = task_waiter()
-        waiter.owner = OWNER.get()
+        waiter.owner, waiter.request = current_task(), OWNER.get()
         slot = self._commit(self._state.acquire, waiter, self._seconds(timeout), self._clock())
         if slot is not None:
             return slot

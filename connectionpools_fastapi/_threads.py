@@ -7,6 +7,7 @@ from typing import Any, Self
 from ._front import OWNER
 from ._ledger import Status
 from ._loop import LoopEnded, PrivateLoop, current_loop
+from ._owner import current_thread
 from ._slot import Slot
 from ._tasks import TaskFront
 from ._waiters import ThreadWaiter
@@ -73,7 +74,9 @@ class ThreadFront(TaskFront[T]):
             PoolError: As `acquire`; and `WrongEventLoop` if an event loop runs in this thread.
         """
         self._check_timeout(timeout)
-        return self._obtain_sync(timeout).resource
+        slot = self._obtain_sync(timeout)
+        self._note_acquired(slot, current_thread())
+        return slot.resource
 
     def release_sync(self, resource: T) -> None:
         """Give back what `acquire_sync` returned, and wait for `change`. From plain threads.
@@ -102,7 +105,7 @@ class ThreadFront(TaskFront[T]):
 
     def _queue_up_sync(self, timeout: float | None | Default) -> Slot[T]:
         waiter: ThreadWaiter[T] = ThreadWaiter()
-        waiter.owner = OWNER.get()
+        waiter.owner, waiter.request = current_thread(), OWNER.get()
         seconds = self._seconds(timeout)
         slot = self._commit(self._state.acquire, waiter, seconds, self._clock())
         if slot is not None:

@@ -13,8 +13,23 @@ class Totals:
         self.cleans = 0
         self.clean_failures = 0
         self.detached = 0
-        self.refusals = {"closed": 0, "full": 0, "unavailable": 0}
-        self.discards = {"check": 0, "change": 0, "discarded": 0, "expired": 0}
+        self.refusals = dict.fromkeys(("closed", "deadlock", "full", "unavailable"), 0)
+        # By what was said, or by the setting that says it.
+        self.discards = dict.fromkeys(
+            (
+                "change",
+                "check",
+                "discard",
+                "expire",
+                "leak",
+                "max_idle",
+                "max_lifetime",
+                "max_uses",
+                "resize",
+                "retain",
+            ),
+            0,
+        )
         self.wait = Recorder(WAIT_BOUNDS)
         self.create = Recorder(CREATE_BOUNDS)
         self.past_use = Recorder(USE_BOUNDS)

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 class Waiter(Generic[T]):
     """What the pool knows of a parked caller."""
 
-    __slots__ = ("asked_at", "deadline", "error", "owner", "slot", "waited")
+    __slots__ = ("asked_at", "deadline", "error", "owner", "request", "slot", "waited")
 
     def __init__(self) -> None:
         self.asked_at = 0.0
         self.deadline: float | None = None
         self.waited = 0.0
-        self.owner: object = None  # on whose behalf it waits, where that is known
+        self.owner: object = None  # the task or thread that waits
+        self.request: object = None  # on whose behalf it waits, where that is known
         self.slot: Slot[T] | None = None
         self.error: PoolError | None = None
 

@@ -20,7 +20,7 @@ class PoolHealth:
     """What can be said of a pool's health.
 
     Attributes:
-        verdict: "pass"; "warn" for a pool that serves but is saturated or cannot grow;
+        verdict: "pass"; "warn" for a pool that serves but is saturated or cannot grow, or is suspended;
             "fail" for one that is not open or whose back-end is down.
         reason: The verdict in words, without any address; empty for "pass".
         stats: The numbers behind it.
@@ -116,6 +116,8 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def _judge(stats: PoolStats, *, answers: bool, timeout: float) -> tuple[Verdict, str]:
+    if stats.status == "suspended":
+        return "warn", f"suspended: {stats.waiting} waiting"
     if stats.status != "open":
         return "fail", f"the pool is not open ({stats.status})"
     if stats.cause is not None:

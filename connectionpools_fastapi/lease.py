@@ -3,8 +3,10 @@
 from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic
+from weakref import ref
 
 from ._loop import task_waiter
+from ._owner import acquiring_stack, current_task, current_thread
 from ._slot import Slot
 from ._waiters import TaskWaiter
 from .errors import NotLeased, PoolConfigError
@@ -40,7 +42,7 @@ class Lease(Generic[T]):
     whatever happens in it. It cannot be entered twice.
     """
 
-    __slots__ = ("_holder", "_phase", "_pool", "_timeout", "_turn")
+    __slots__ = ("__weakref__", "_holder", "_owner", "_phase", "_pool", "_timeout", "_turn")
 
     def __init__(self, pool: "ConnectionPool[T]", timeout: float | None | Default, holder: object) -> None:
         """Prepare a lease; use `ConnectionPool.lease`."""
@@ -49,6 +51,7 @@ class Lease(Generic[T]):
         self._holder = holder
         self._phase: _Phase | Slot[T] = NEW
         self._turn = 0  # which lease of its slot this is
+        self._owner: object = None  # on whose behalf it is: a task, a thread or a request
 
     @property
     def resource(self) -> T:
@@ -98,7 +101,7 @@ class Lease(Generic[T]):
         slot = self._pool._take()
         if slot is None:
             slot = await self._pool._queue_up(self._timeout)
-        return self._hold(slot)
+        return self._hold(slot, current_task())
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -113,7 +116,7 @@ class Lease(Generic[T]):
     def __enter__(self) -> T:
         """Acquire from a plain thread; raises what `ConnectionPool.acquire_sync` raises."""
         self._begin()
-        return self._hold(self._pool._obtain_sync(self._timeout))
+        return self._hold(self._pool._obtain_sync(self._timeout), current_thread())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -129,8 +132,12 @@ class Lease(Generic[T]):
             raise PoolConfigError(msg)
         self._phase = WAITING
 
-    def _hold(self, slot: Slot[T]) -> T:
+    def _hold(self, slot: Slot[T], owner: object) -> T:
+        self._owner = owner
         slot.holder = self._holder
+        slot.lease = ref(self, self._pool._lose)
+        if self._pool._keeps_stacks:
+            slot.stack = acquiring_stack()
         self._turn = slot.leases
         self._phase = slot
         return slot.resource

@@ -110,7 +110,7 @@ def _gauges(every: list[PoolStats]) -> Iterator[Metric]:
     for name, text in (
         ("limit", "The most resources that may exist at once."),
         ("waiting", "Callers in the queue."),
-        ("open", "1 while the pool is open."),
+        ("open", "1 while the pool is open and not suspended."),
         ("failing", "1 while the last create failed."),
     ):
         family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["pool"])

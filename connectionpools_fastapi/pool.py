@@ -67,10 +67,16 @@ class ConnectionPool(ThreadFront[T]):
         max_waiting: int | None = None,
         max_creating: int = 8,
         check_after: float = 1.0,
+        keepalive: float | None = None,
+        max_lifetime: float | None = None,
+        max_idle: float | None = None,
+        max_uses: int | None = None,
+        max_hold: float | None = None,
         hook_timeout: float = 10.0,
         close_timeout: float = 10.0,
         reuse: Reuse = "lifo",
         blocking: bool = True,
+        debug: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Describe a pool; it is opened later.
@@ -94,12 +100,24 @@ class ConnectionPool(ThreadFront[T]):
             max_creating: How many calls of `create` may run at once.
             check_after: For how long after its last use or check a resource is used without
                 a check, in seconds; 0 for never.
+            keepalive: After how long without use or check a free resource is checked in the
+                background, in seconds, so that no firewall forgets it and no caller has to find
+                out that it is dead; None for never. Below `check_after`, no caller waits for a check.
+            max_lifetime: How old a resource may get, in seconds; None for any age. Like the next
+                one it is shortened by up to a tenth, left to chance, so that not all go at once.
+            max_idle: How long a resource may be free and not be used, in seconds; None for
+                any time. Those that `min_free` asks for stay.
+            max_uses: How often a resource is leased; None for any number.
+            max_hold: After how long a lease is reported in the log, with its holder and age,
+                in seconds; None for never.
             hook_timeout: How long one call of a hook may take, in seconds.
             close_timeout: How long `close` waits for leases to come back, in seconds.
             reuse: "lifo" takes the resource used last, so that surplus ones age; "fifo"
                 spreads the load over all.
             blocking: Whether `def` hooks block, so that they need worker threads; with
                 False they are called in the event loop.
+            debug: Whether to remember where each lease was acquired, for reports of leases that
+                are held for too long or never end; it makes a lease ten times as slow or more.
             clock: Where the time comes from, in seconds that never go backwards; called
                 from any thread, and from callbacks of the event loop.
 
@@ -132,10 +150,19 @@ class ConnectionPool(ThreadFront[T]):
             max_creating=max_creating,
             check_after=check_after,
             hook_timeout=hook_timeout,
+            keepalive=keepalive,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            max_uses=max_uses,
+            max_hold=max_hold,
             close_timeout=close_timeout,
             reuse=reuse,
+            debug=debug,
         )
         super().__init__(policy, Hooks(policy, blocking=blocking, **hooks), clock)
+        if keepalive is not None and not self._hooks.has_check:
+            msg = f"pool {name!r}: keepalive={keepalive:g} needs a check, as check=lambda conn: conn.is_usable()"
+            raise PoolConfigError(msg)
 
     def lease(self, *, timeout: float | None | Default = DEFAULT, holder: object = None) -> Lease[T]:
         """Lease a resource for a block: `async with` in tasks, `with` in plain threads.

@@ -26,9 +26,15 @@ class PoolSettings(BaseSettings):
         max_waiting: Callers that may queue.
         max_creating: Calls of `create` at once.
         check_after: Seconds.
+        keepalive: Seconds.
+        max_lifetime: Seconds.
+        max_idle: Seconds.
+        max_uses: Times.
+        max_hold: Seconds.
         hook_timeout: Seconds.
         close_timeout: Seconds.
         reuse: "lifo" or "fifo".
+        debug: True or False.
     """
 
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(env_prefix="POOL_")
@@ -39,9 +45,15 @@ class PoolSettings(BaseSettings):
     max_waiting: int | None = None
     max_creating: int | None = None
     check_after: float | None = None
+    keepalive: float | None = None
+    max_lifetime: float | None = None
+    max_idle: float | None = None
+    max_uses: int | None = None
+    max_hold: float | None = None
     hook_timeout: float | None = None
     close_timeout: float | None = None
     reuse: Reuse | None = None
+    debug: bool | None = None
 
     @classmethod
     def of(cls, prefix: str) -> Self:

@@ -80,7 +80,7 @@ class PoolStats:
 
     Attributes:
         name: The pool's name.
-        status: "new", "open", "closing", "closed", or "forked" in a child process.
+        status: "new", "open", "suspended", "closing", "closed", or "forked" in a child process.
         limit: The most that may exist at once.
         free: Resources ready for use.
         taken: Resources leased out, being checked or being changed.
@@ -96,13 +96,15 @@ class PoolStats:
         releases: Leases that ended, whichever way.
         timeouts: Callers that waited in vain.
         withdrawals: Callers that were cancelled while they waited, or as they were granted a lease.
-        refusals: Callers turned away at once, by reason: "closed", "full", "unavailable".
+        refusals: Callers turned away at once, by reason: "closed", "deadlock", "full", "unavailable".
         creates: Resources made.
         create_failures: Calls of `create` that failed.
         cleans: Resources cleaned.
         clean_failures: How many of them raised in `clean`.
         detached: Resources given away for good.
-        discards: Resources taken out of use, by reason: "check", "change", "discarded", "expired".
+        discards: Resources taken out of use, by reason: what was called ("discard", "expire", "resize",
+            "retain"), a hook that failed ("check", "change"), a limit that was reached
+            ("max_idle", "max_lifetime", "max_uses"), or a lease that was lost ("leak").
         wait: How long callers waited that got a resource (the others: `timeouts`).
         use: How long leases were held.
         create: How long `create` took where it succeeded.

@@ -3,7 +3,8 @@
 import asyncio
 import inspect
 import selectors
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -13,6 +14,7 @@ import trio.lowlevel
 from trio.testing import MockClock
 
 from connectionpools_fastapi import ConnectionPool
+from connectionpools_fastapi.manager import T
 
 # What must never be seen: the text of an exception that a hook raises.
 SECRET = "postgres://u:secret@h/db"  # noqa: S105 - no real one
@@ -199,6 +201,16 @@ def same(left: list[Resource], right: list[Resource]) -> bool:
 def check(pool: ConnectionPool[Any]) -> None:
     """Assert the invariants of a pool at rest."""
     pool._commit(pool._state.check_invariants, pool._clock())
+
+
+@asynccontextmanager
+async def held(pool: ConnectionPool[T]) -> AsyncIterator[T]:
+    """Hold a resource by hand, as somebody else might: then the test itself may wait for another one."""
+    resource = await pool.acquire()
+    try:
+        yield resource
+    finally:
+        await pool.release(resource)
 
 
 async def assert_nothing_is_lost(pool: ConnectionPool[Resource], backend: Backend, *, detached: int = 0) -> None:

@@ -17,7 +17,7 @@ from connectionpools_fastapi import (
     ResourceUnavailable,
     TooManyWaiting,
 )
-from tests.support import Backend, Resource, assert_nothing_is_lost, check, outcome_of, settled
+from tests.support import Backend, Resource, assert_nothing_is_lost, check, held, outcome_of, settled
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -317,7 +317,7 @@ async def test_what_was_made_for_a_caller_that_gave_up_becomes_free() -> None:
 
 async def test_a_caller_waits_exactly_as_long_as_its_timeout_says() -> None:
     backend = Backend()
-    async with opened(backend.pool(limit=1, timeout=7), backend) as pool, pool.lease():
+    async with opened(backend.pool(limit=1, timeout=7), backend) as pool, held(pool):
         for timeout, expected in ({"timeout": 2.5}, 2.5), ({}, 7), ({"timeout": 0}, 0):
             began = anyio.current_time()
             with pytest.raises(PoolTimeout, match=f"within {expected:g} s") as caught:
@@ -385,7 +385,7 @@ async def test_max_waiting_bounds_those_for_whom_there_is_no_room() -> None:
 async def test_with_max_waiting_0_nobody_queues_for_what_others_hold() -> None:
     backend = Backend()
     async with opened(backend.pool(limit=1, max_waiting=0), backend) as pool:
-        async with pool.lease():
+        async with held(pool):
             with pytest.raises(TooManyWaiting):
                 await pool.acquire()
         async with pool.lease():

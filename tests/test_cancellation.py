@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from connectionpools_fastapi import ConnectionPool
-from tests.support import Backend, Resource, assert_nothing_is_lost, check, settled
+from tests.support import Backend, Resource, assert_nothing_is_lost, check, held, settled
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -94,15 +94,13 @@ async def test_a_native_cancel_in_the_tick_of_the_release(release_first: bool) -
 async def test_asyncio_timeout_and_wait_for_end_the_waiting() -> None:
     backend = Backend()
     async with backend.pool(limit=1, timeout=None) as pool:
-        lease = pool.lease()
-        await lease.__aenter__()
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(pool.acquire(), 1)
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(1):
-                await pool.acquire()
-        assert pool.waiting == 0
-        lease.release_nowait()
+        async with held(pool):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(pool.acquire(), 1)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await pool.acquire()
+            assert pool.waiting == 0
         await assert_nothing_is_lost(pool, backend)
 
 

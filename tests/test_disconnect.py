@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from connectionpools_fastapi import ConnectionPool, Leased, NotLeased, PoolMiddleware, install_pools, pool_lifespan
 from connectionpools_fastapi._disconnect import Inbox
 from connectionpools_fastapi.testing import started
-from tests.support import settled
+from tests.support import held, settled
 from tests.web import Answer, Thing, ask, things
 
 pytestmark = [
@@ -201,7 +201,7 @@ async def test_a_client_that_is_gone_before_the_waiting_begins_does_not_wait() -
     app = installed(pool)
     ran = count_runs(app)
     with Client(part(), GONE) as client:
-        async with started(app) as served, pool.lease():
+        async with started(app) as served, held(pool):
             with anyio.fail_after(10):
                 assert (await ask(served, receive=client.receive)).status == 499
     assert ran == []

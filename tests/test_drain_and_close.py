@@ -21,6 +21,7 @@ from connectionpools_fastapi import (
     WrongEventLoop,
 )
 from connectionpools_fastapi._loop import AsyncioLoop
+from connectionpools_fastapi._owner import current_task, name_of
 from connectionpools_fastapi._policy import Policy
 from connectionpools_fastapi._slot import Slot
 from connectionpools_fastapi._state import State
@@ -31,6 +32,7 @@ from tests.support import (
     Resource,
     assert_nothing_is_lost,
     check,
+    held,
     loop_time,
     outcome_of,
     same,
@@ -262,9 +264,10 @@ async def test_close_waits_close_timeout_reports_stragglers_and_cleans_them_when
     began = loop_time()
     await pool.close()
     assert loop_time() - began == pytest.approx(5, abs=1e-6)
+    me = name_of(current_task())
     assert caplog.messages == [
-        "pool 'db': closed while GET /slow still holds a resource, for 7 s now; it is cleaned on return",
-        "pool 'db': closed while unnamed still holds a resource, for 5 s now; it is cleaned on return",
+        "pool 'db': closed, but GET /slow has held a resource for 7 s; it is cleaned when it comes back",
+        f"pool 'db': closed, but {me} has held a resource for 5 s; it is cleaned when it comes back",
     ]
     assert pool.status == "closed"
     assert len(backend.cleaned) == 1
@@ -339,7 +342,7 @@ def test_timeouts_go_on_in_the_next_loop() -> None:
             await pool.release(await waiting)
 
     async def time_out(timeout: float) -> None:
-        async with pool, pool.lease():
+        async with pool, held(pool):
             assert isinstance(await outcome_of(lambda: pool.acquire(timeout=timeout)), PoolTimeout)
 
     asyncio.run(wait_for_a_moment(0.001))
@@ -439,7 +442,7 @@ def test_a_task_of_another_loop_is_not_left_waiting_when_the_pool_s_loop_has_end
     asyncio.run(pool.open())
 
     async def wait() -> None:
-        async with pool.lease():
+        async with held(pool):
             with pytest.raises(PoolTimeout):
                 await pool.acquire(timeout=0.01)
         await pool.close()

@@ -22,7 +22,7 @@ async def test_expire_retires_the_free_at_once_and_the_leased_when_they_come_bac
     await pool.release(held)
     await settled()
     assert same(backend.cleaned, [free, held])
-    assert pool.stats().discards["expired"] == 2
+    assert pool.stats().discards["expire"] == 2
     check(pool)
     await assert_nothing_is_lost(pool, backend)
 

@@ -21,7 +21,7 @@ from connectionpools_fastapi import (
 from connectionpools_fastapi._state import State
 from connectionpools_fastapi._waiters import Waiter
 from connectionpools_fastapi.health import examine
-from tests.support import Backend, check, loop_time, settled
+from tests.support import Backend, check, held, loop_time, settled
 
 
 def count_of(kind: type) -> int:
@@ -197,7 +197,7 @@ async def test_release_sync_does_not_block_a_loop() -> None:
 @pytest.mark.virtual_time
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_an_error_does_not_keep_its_caller_alive() -> None:
-    async with Backend().pool(limit=1) as pool, pool.lease():
+    async with Backend().pool(limit=1) as pool, held(pool):
         gc.collect()
         before = count_of(PoolTimeout)
         gc.disable()
@@ -236,7 +236,7 @@ async def test_the_clock_is_never_asked_under_the_lock() -> None:
 
     pool = backend.pool("check", "change", limit=1, check_after=0, clock=clock, min_free=1)
     async with pool:
-        async with pool.lease():
+        async with held(pool):
             with pytest.raises(PoolTimeout):
                 await pool.acquire(timeout=1)
         await pool.probe(max_age=0)
@@ -259,6 +259,6 @@ async def test_who_waits_for_a_slow_create_is_told_so_and_does_not_blame_who_hol
         with pytest.raises(PoolTimeout, match="create is under way"):
             await pool.acquire(timeout=1)
         backend["create"].open()
-        async with pool.lease():
+        async with held(pool):
             with pytest.raises(PoolTimeout, match="raise limit or timeout"):
                 await pool.acquire(timeout=1)

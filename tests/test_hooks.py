@@ -12,6 +12,7 @@ import anyio.to_thread
 import pytest
 
 from connectionpools_fastapi import ConnectionPool, HookTimeout, PoolError, ResourceManager, ResourceUnavailable
+from connectionpools_fastapi._owner import current_task, name_of
 from tests.support import SECRET, Backend, Resource, assert_nothing_is_lost, loop_time, outcome_of, settled
 
 pytestmark = pytest.mark.anyio
@@ -218,7 +219,7 @@ async def test_what_names_a_holder_is_not_asked_under_the_lock() -> None:
         async with pool.lease(holder=Curious()):
             assert [holder.name for holder in pool.holders()] == ["curious about 1"]
         async with pool.lease():
-            assert [holder.name for holder in pool.holders()] == ["unnamed"]
+            assert [holder.name for holder in pool.holders()] == [name_of(current_task())]
 
 
 # --- what fails ----------------------------------------------------------------------------------

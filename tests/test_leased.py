@@ -255,7 +255,7 @@ async def test_what_the_thread_of_a_cancelled_request_still_uses_is_leased_to_no
         await asyncio.wait([request])
         async with pool.lease() as thing:
             assert thing is not used[0]
-        assert pool.stats().discards["discarded"] == 1
+        assert pool.stats().discards["discard"] == 1
         done.set()
 
 

@@ -89,7 +89,7 @@ async def test_every_value_agrees_with_the_stats(accept: str) -> None:
             by_reason: dict[str, int] = dict(getattr(stats, name))
             for reason, number in by_reason.items():
                 assert one(found, name + "_total", reason=reason, **db) == number
-        assert (stats.acquires, stats.timeouts, stats.discards["discarded"], stats.detached) == (4, 1, 1, 1)
+        assert (stats.acquires, stats.timeouts, stats.discards["discard"], stats.detached) == (4, 1, 1, 1)
         pool.discard(next(iter(pool._state.taken.values())).resource)
 
 

@@ -1,0 +1,82 @@
+"""Owner: the task or thread in which a lease began; it names who was given no better name."""
+
+import asyncio
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from itertools import dropwhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from .stats import Holder
+
+if TYPE_CHECKING:
+    from ._slot import Slot
+
+PACKAGE = str(Path(__file__).parent)
+
+# The innermost ones: beyond them are the server and the event loop.
+MOST_FRAMES = 12
+
+current_thread = threading.current_thread
+
+
+def current_task() -> object:
+    """Return the running task, of asyncio or of trio."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    if task is None and (trio := sys.modules.get("trio")) is not None and trio.lowlevel.in_trio_task():
+        return trio.lowlevel.current_task()
+    return task
+
+
+def owner_of(slot: "Slot[Any]") -> object:
+    """Return on whose behalf a slot is leased for a block: a task, a thread or a request; None if unknown."""
+    lease = slot.lease() if slot.lease is not None else None
+    return getattr(lease, "_owner", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Who holds a lease, for how long and from where; to name them runs users' code, so not under the lock."""
+
+    holder: object
+    lease: object
+    age: float
+    stack: str | None
+
+    @classmethod
+    def of(cls, slot: "Slot[Any]", now: float) -> Self:
+        """Take note of a slot's lease."""
+        return cls(slot.holder, slot.lease() if slot.lease is not None else None, now - slot.since, slot.stack)
+
+    def named(self) -> Holder:
+        """Name the holder: as it was told, or after the task or thread in which the lease began."""
+        if self.holder is not None:
+            return Holder(name=str(self.holder), age=self.age)
+        return Holder(name=name_of(getattr(self.lease, "_owner", self.lease)), age=self.age)
+
+    def __str__(self) -> str:
+        """Say it for the log."""
+        holder = self.named()
+        return f"{holder.name} has held a resource for {holder.age:.3g} s"
+
+    def acquired_at(self) -> str:
+        """Say for the log where it was acquired, as far as known; begins with a new line."""
+        return f"\nacquired at:\n{self.stack.rstrip()}" if self.stack else ""
+
+
+def name_of(owner: object) -> str:
+    """Name a task or a thread as its library does."""
+    get_name = getattr(owner, "get_name", None)  # asyncio's tasks; threads have both
+    return str(get_name() if get_name is not None else getattr(owner, "name", "unnamed"))
+
+
+def acquiring_stack() -> str:
+    """Say where the running code acquires a lease: the calls that led there, without this package's own."""
+    frames = traceback.extract_stack()
+    outside = list(dropwhile(lambda frame: frame.filename.startswith(PACKAGE), reversed(frames)))
+    return "".join(traceback.format_list(outside[MOST_FRAMES - 1 :: -1]))
