@@ -225,8 +225,7 @@ class Keeper(Generic[T]):
             hold = self.commit(self._state.lose, self._lost.popleft(), self._clock())
             if hold is not None:
                 logger.warning(
-                    "pool %r: %s and has lost the lease, which nobody can give back any more, so the resource is "
-                    "destroyed; write `async with pool.lease()`%s",
+                    "pool %r: %s and dropped its lease; the resource is destroyed. Write `async with pool.lease()`%s",
                     self._state.policy.name,
                     hold,
                     hold.acquired_at(),
