@@ -310,10 +310,8 @@ async def test_a_lease_that_is_dropped_without_being_given_back_is_reported_and_
         gc.collect()
         async with pool.lease() as resource:
             assert resource is not lost, "who lost the lease may still use the resource"
-        assert messages(caplog) == [
-            "pool 'db': a careless one has held a resource for 0 s and dropped its lease; the resource is destroyed. "
-            + "Write `async with pool.lease()`"
-        ]
+        (message,) = messages(caplog)
+        assert message.startswith("pool 'db': a careless one has held a resource for 0 s and dropped its lease; ")
         assert pool.stats().discards["leak"] == 1
         with pytest.raises(NotLeased):
             await pool.release(lost)

@@ -1,6 +1,8 @@
 """The state machine alone: what holds after every decision, whatever comes in which order."""
 
+from collections import Counter
 from typing import Any
+from weakref import ref
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from connectionpools_fastapi import PoolClosed, PoolConfigError, PoolTimeout, ResourceUnavailable, TooManyWaiting
 from connectionpools_fastapi._generations import LOST
 from connectionpools_fastapi._ledger import Action, Status
+from connectionpools_fastapi._owner import Hold
 from connectionpools_fastapi._policy import Policy
 from connectionpools_fastapi._slot import Creation, Slot
 from connectionpools_fastapi._state import State
@@ -19,7 +22,7 @@ from tests.support import Resource
 class Caller(Waiter[Resource]):
     """A parked caller that only remembers whether it was woken."""
 
-    __slots__ = ("woken",)
+    __slots__ = ("__weakref__", "woken")
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,19 +46,29 @@ class PoolMachine(RuleBasedStateMachine):
         max_creating=st.integers(1, 3),
         check_after=st.sampled_from([0.0, 1.0]),
         reuse=st.sampled_from(["lifo", "fifo"]),
+        max_lifetime=st.sampled_from([None, None, 3.0]),
+        max_idle=st.sampled_from([None, None, 1.0]),
+        max_uses=st.sampled_from([None, None, 2]),
+        max_hold=st.sampled_from([None, 1.0]),
+        keepalive=st.sampled_from([None, 0.6]),
         has_check=st.booleans(),
         has_change=st.booleans(),
     )
     def describe(self, **options: Any) -> None:
         hooks = {name: options.pop(name) for name in ("has_check", "has_change")}
         options["min_free"] = min(options["min_free"], options["limit"])
+        if not hooks["has_check"]:
+            options["keepalive"] = None
         self.state: State[Resource] = State(Policy(**options), **hooks, chance=lambda: 0.5)
         self.now = 100.0
         self.line: list[Caller] = []  # who waits, in order of arrival
         self.granted: list[Caller] = []  # was granted a lease, and has not looked yet
         self.watchers: list[Caller] = []
         self.leased: list[Slot[Resource]] = []
-        self.cut: list[Slot[Resource]] = []  # taken on the fast path
+        self.borrowed: list[Slot[Resource]] = []
+        self.told: Counter[str] = Counter()
+        self.warned: list[Hold] = []
+        self.most = self.state.limit  # that may exist: the limit, or what there was when it fell
         self.hooks: dict[Action, list[Any]] = {action: [] for action in Action}
         self.made: list[Resource] = []
         self.cleaned: list[Resource] = []
@@ -70,6 +83,13 @@ class PoolMachine(RuleBasedStateMachine):
         grants = []
         while self.state.todo:
             action, subject = self.state.todo.popleft()
+            if action is Action.TELL:
+                self.told[subject[0]] += 1
+                continue
+            if action is Action.WARN:
+                assert subject.age >= self.state.policy.max_hold
+                self.warned.append(subject)
+                continue
             if action is not Action.WAKE:
                 self.hooks[action].append(subject)
                 continue
@@ -95,7 +115,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(timeout=st.none() | st.sampled_from([0.0, 0.5, 3.0]))
     def acquire(self, timeout: float | None) -> None:
-        nobody_waited, was_open = not self.line, self.state.status is Status.OPEN
+        nobody_waited, was_open = not self.line, self.state.is_open
         caller = Caller()
         try:
             slot = self.state.acquire(caller, timeout, self.now)
@@ -113,8 +133,13 @@ class PoolMachine(RuleBasedStateMachine):
                 self.line.append(caller)
             else:
                 assert nobody_waited, "a newcomer overtook who waits"
-                self.leased.append(slot)
+                self.lease_begins(slot)
         self.carry_out()
+
+    def lease_begins(self, slot: Slot[Resource]) -> None:
+        assert self.state.status is Status.OPEN
+        assert slot.retire_at >= self.now, "a lease begins after the end of a lifetime"
+        self.leased.append(slot)
 
     @rule()
     def try_acquire(self) -> None:
@@ -125,7 +150,7 @@ class PoolMachine(RuleBasedStateMachine):
             slot = None
         if slot is not None:
             assert nobody_waited, "a newcomer overtook who waits"
-            self.leased.append(slot)
+            self.lease_begins(slot)
         self.carry_out()
 
     @rule()
@@ -133,8 +158,7 @@ class PoolMachine(RuleBasedStateMachine):
         slot = self.state.take(self.now)
         if slot is not None:
             assert not self.line, "a newcomer overtook who waits"
-            assert self.state.status is Status.OPEN
-            self.leased.append(slot)
+            self.lease_begins(slot)
 
     @precondition(lambda self: self.leased)
     @rule(number=index())
@@ -244,6 +268,56 @@ class PoolMachine(RuleBasedStateMachine):
         self.state.tick(self.now)
         self.carry_out()
         assert all(caller.deadline is None or caller.deadline > self.now for caller in self.line)
+        assert not any(slot.retire_at <= self.now for slot in self.state.free), "what is too old is free"
+        assert self.state.next_deadline() > self.now, "it is due again at once"
+
+    @rule(limit=st.integers(1, 5))
+    def resize(self, limit: int) -> None:
+        self.most = max(limit, len(self.state.slots) + len(self.state.creating))
+        self.state.resize(limit, self.now)
+        self.carry_out()
+
+    @precondition(lambda self: self.state.is_open)
+    @rule()
+    def suspend(self) -> None:
+        self.state.suspend()
+        self.carry_out()
+
+    @precondition(lambda self: self.state.is_open)
+    @rule()
+    def resume(self) -> None:
+        self.state.resume(self.now)
+        self.carry_out()
+
+    @precondition(lambda self: self.state.free)
+    @rule(number=index())
+    def borrow(self, number: int) -> None:
+        slot = self.some(list(self.state.free), number)
+        assert self.state.borrow(slot)
+        assert not self.state.borrow(slot), "it is not free any more"
+        self.borrowed.append(slot)
+        self.carry_out()
+
+    @precondition(lambda self: self.borrowed)
+    @rule(number=index(), keep=st.booleans())
+    def bring_back(self, number: int, *, keep: bool) -> None:
+        self.state.bring_back(self.borrowed.pop(number % len(self.borrowed)), self.now, keep=keep)
+        self.carry_out()
+
+    @rule(heard=st.sampled_from([frozenset(), frozenset(["on_discard"]), frozenset(["on_release", "on_clean"])]))
+    def listen(self, heard: frozenset[str]) -> None:
+        self.state.listen(heard, self.now)
+        self.carry_out()
+
+    @precondition(lambda self: self.leased)
+    @rule(number=index())
+    def lose(self, number: int) -> None:
+        slot = self.leased.pop(number % len(self.leased))
+        lease = Caller()  # whatever can be referred to weakly
+        slot.lease = lost = ref(lease)
+        assert self.state.lose(lost, self.now) is not None
+        assert self.state.lose(lost, self.now) is None
+        self.carry_out()
 
     @rule()
     def expire(self) -> None:
@@ -291,9 +365,12 @@ class PoolMachine(RuleBasedStateMachine):
         if lost:  # the loop that was to call the hooks has ended
             for action in (Action.CREATE, Action.CHECK, Action.CHANGE):
                 self.hooks[action].clear()
+            gone, self.borrowed = self.borrowed, []
             self.cleaned += [slot.resource for slot in self.hooks[Action.CLEAN]]
             self.hooks[Action.CLEAN].clear()
             self.state.abandon(self.now)
+            for slot in gone:
+                self.state.bring_back(slot, self.now, keep=True)
             assert not self.state.creating
             assert not self.state.checking | self.state.changing
         self.state.open(self.now)
@@ -312,7 +389,9 @@ class PoolMachine(RuleBasedStateMachine):
         leased = [*self.leased, *(caller.slot for caller in self.granted)]
         assert {id(slot) for slot in leased} == {id(slot) for slot in state.taken.values()}
         assert set(self.hooks[Action.CREATE]) == state.creating
-        assert set(self.hooks[Action.CHECK]) == state.checking
+        assert {*self.hooks[Action.CHECK], *self.borrowed} == state.checking
+        assert len(state.slots) + len(state.creating) <= self.most
+        self.most = max(state.limit, len(state.slots) + len(state.creating))  # what came down stays down
         assert set(self.hooks[Action.CHANGE]) == state.changing
         assert set(self.hooks[Action.CLEAN]) == state.cleaning
         gone = len(self.cleaned) + state.totals.detached
@@ -321,21 +400,30 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def whoever_watches_something_will_be_told(self) -> None:
-        if not (self.leased or self.granted or any(self.hooks.values())):
+        if not (self.leased or self.granted or self.borrowed or any(self.hooks.values())):
             assert not self.watchers, "nothing is under way that could wake who watches"
 
     @invariant()
     def no_time_is_overlooked(self) -> None:
         due = self.state.next_deadline()
         assert all(caller.deadline is None or caller.deadline >= due for caller in self.line)
-        if self.state.status is Status.OPEN and self.state.outage.failures and not self.hooks[Action.CREATE]:
+        state = self.state
+        has_room = len(state.slots) + len(state.creating) < state.limit
+        if state.status is Status.OPEN and state.outage.failures and not self.hooks[Action.CREATE] and has_room:
             assert due < float("inf"), "nobody will ever try to create again"
+        for slot in state.free:
+            assert slot.retire_at >= due, "nobody will retire it in time"
+            if state.policy.max_idle is not None and len(state.free) > state.policy.min_free:
+                assert slot.look_at < float("inf"), "nobody will see that it is idle"
 
     # --- the end: everybody gets an answer ------------------------------------------------------------
 
     def teardown(self) -> None:
         if not hasattr(self, "state"):
             return
+        if self.state.status is Status.SUSPENDED:
+            self.state.resume(self.now)
+            self.carry_out()
         waited = list(self.line)
         self.finish()
         assert not self.line, "somebody is stranded"
@@ -354,6 +442,8 @@ class PoolMachine(RuleBasedStateMachine):
         for _ in range(1000):
             if self.hooks[Action.CREATE]:
                 self.created(0, again=False)
+            elif self.borrowed:
+                self.bring_back(0, keep=True)
             elif self.hooks[Action.CHECK]:
                 self.checked(0, healthy=True)
             elif self.hooks[Action.CHANGE]:
