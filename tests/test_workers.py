@@ -442,6 +442,8 @@ def use():
 
 
 def use_as_child(pool):
+    pool.drain_sync()  # there is nothing to wait for
+    pool.close_sync()
     assert "Open it in each process, after the fork" in told(pool.acquire_sync), told(pool.acquire_sync)
     assert (pool.free, pool.taken, pool.creating, pool.waiting) == (0, 0, 0, 0)
     with pool, pool.lease() as thing:
@@ -583,7 +585,7 @@ async def use_in_task():
     async with pool, pool.lease() as thing:
         assert thing.maker == os.getpid()
         try:
-            await pool.acquire(timeout=0.001)  # the timer is its own as well
+            await asyncio.create_task(pool.acquire(timeout=0.001))  # the timer is its own as well
         except PoolTimeout:
             return
     raise AssertionError
