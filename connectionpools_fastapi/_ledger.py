@@ -128,7 +128,7 @@ class Ledger(Generic[T]):
         slot.holder = slot.lease = None
         used, slot.since = now - slot.since, now
         slot.use.record(used)
-        if self.heard:
+        if self.heard and slot.generation != LOST:  # else it was told when it was written off
             self._tell("on_release", used)
 
     def put_back(self, slot: Slot[T], now: float) -> bool:
