@@ -45,7 +45,7 @@ HOOK_TIMEOUT = 100.0
 PATIENCE = 1.0  # of a caller that a time limit cuts off; nothing else is due so soon
 PAUSE = 2.0  # after which a pool has tried again to create what failed
 FOR_EVER = 1e6  # longer than all that goes by in a case
-MOST_TURNS = 20  # of the loop until everything is done that can be done
+MOST_TURNS = 16  # of the loop until everything is done that can be done
 IS_COMPLETE = "COMPLETE_MATRIX" in os.environ  # several minutes instead of seconds
 TURNS = 4  # of the loop, in which what was decided has long reached everybody
 
@@ -213,7 +213,7 @@ class Native(Style):
             self.strike()
         await call()
 
-    def _strike(self, layer: int) -> None:  # noqa: ARG002 - as often as you like
+    def _strike(self, layer: int) -> None:
         assert self._task is not None
         self._task.cancel()
 
@@ -343,7 +343,9 @@ class Point:
     outcomes: tuple[Outcome, ...] = (Outcome.OK, *FAILURES)
     is_opened = True  # before the caller comes
     fails_with_the_hook = False
+    ends_what_it_began = False  # and only then lets a cancelled caller go
     company_may_fail = False
+    is_begun = False
 
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
@@ -396,6 +398,11 @@ class Point:
         await settle()
         go_to(now() + PAUSE)
         await settle()
+
+    def see_that_it_was_carried_out(self) -> None:
+        """Assert that what the caller asked for has happened all the same; here, that nothing was made in vain."""
+        if self.outcome is Outcome.OK:
+            assert len(self.backend.created) <= 1, f"made in vain: {self.backend.created}"
 
     async def lease_one(self) -> Lease[Resource]:
         lease = self.pool.lease()
@@ -486,7 +493,6 @@ class Change(Point):
 
     hook = "change"
     hooks = ("change",)
-    is_begun = False
 
     async def prepare(self) -> None:
         self.resource = await self.pool.acquire()
@@ -500,6 +506,11 @@ class Change(Point):
         if not self.is_begun:  # `wait_for` can end before it begins
             start(lambda: self.pool.release(self.resource))
         await super().end()
+
+    def see_that_it_was_carried_out(self) -> None:
+        super().see_that_it_was_carried_out()
+        if self.outcome is Outcome.OK:
+            assert self.resource.uses, "it was not changed"
 
 
 class ChangeAfterBlock(Point):
@@ -528,6 +539,7 @@ class Drain(LatePoint):
         await super().prepare()
 
     async def call(self) -> None:
+        self.is_begun = True
         await self.pool.drain()
 
     async def keep_company(self) -> None:
@@ -535,6 +547,10 @@ class Drain(LatePoint):
 
     def decide(self) -> None:
         self.lease.release_nowait()
+
+    def see_that_it_was_carried_out(self) -> None:
+        if self.is_begun:
+            assert same(self.backend.created, self.backend.cleaned), "it was not cleaned"
 
 
 class DrainOfFree(Point):
@@ -547,27 +563,44 @@ class DrainOfFree(Point):
         await super().prepare()
 
     async def call(self) -> None:
+        self.is_begun = True
         await self.pool.drain()
+
+    def see_that_it_was_carried_out(self) -> None:
+        if self.is_begun:
+            assert self.backend.created[0] in self.backend.cleaned, "it was not cleaned"
 
 
 class Close(Drain):
     """In `close`, for what is leased out."""
 
     async def call(self) -> None:
+        self.is_begun = True
         await self.pool.close()
 
     async def keep_company(self) -> None:
         await self.pool.close()
 
+    def see_that_it_was_carried_out(self) -> None:
+        super().see_that_it_was_carried_out()
+        if self.is_begun:
+            assert self.pool.status == "closed"
 
-class CloseOfFree(DrainOfFree):
+
+class CloseOfFree(Close):
     """In `close`, for the end of clean."""
 
-    async def call(self) -> None:
-        await self.pool.close()
+    ends_what_it_began = True
 
-    async def keep_company(self) -> None:
-        await self.pool.close()
+    async def prepare(self) -> None:
+        await self.make_one_free()
+        self.gate.shut()
+
+    def decide(self) -> None:
+        self.conclude()
+
+    async def end(self) -> None:
+        await Point.end(self)
 
 
 class Open(Point):
@@ -577,10 +610,18 @@ class Open(Point):
     options = {"limit": 2, "min_free": 2}  # noqa: RUF012 - only read
     is_opened = False
     fails_with_the_hook = True
+    ends_what_it_began = True
     company_may_fail = True
+    is_over = False
 
     async def call(self) -> None:
+        self.is_begun = True
         await self.pool.open()
+        self.is_over = True
+
+    def see_that_it_was_carried_out(self) -> None:
+        if self.is_begun:
+            assert self.pool.status == ("open" if self.is_over else "closed")
 
 
 class Probe(Check):
@@ -697,6 +738,7 @@ class Scene:
         self._point = POINTS[case.point](case.outcome)
         self._pool = self._point.pool
         self._was_struck_in_time = True
+        self._strikes = 0  # once it was begun
 
     async def play(self) -> None:
         """Cancel a caller, and see what comes of it."""
@@ -704,14 +746,15 @@ class Scene:
         if self._case.is_struck_first:
             self._strike_when(When.DURING)
             await self._settle()
+            self._see_when_the_caller_goes_on()
         self._strike_when(When.OUTCOME, ahead=True)
         self._point.decide()
         self._strike_when(When.OUTCOME, ahead=False)
         await self._settle()
         await self._point.end()
-        check(self._pool)
         self._see_that_the_caller_was_cancelled()
         self._see_that_nobody_else_was()
+        self._point.see_that_it_was_carried_out()
         await at_once(partial(see_that_nothing_is_lost, self._point))
 
     async def _begin(self) -> None:
@@ -728,7 +771,7 @@ class Scene:
         self._caller = Caller(partial(self._style.run, self._call, cancelled=BEFORE in case.moment))
         await settle()
         self._company = [Caller(point.keep_company)] if case.in_company else []
-        await self._settle()
+        await settle()
 
     async def _call(self) -> None:
         await self._point.call()
@@ -746,7 +789,15 @@ class Scene:
     def _strike(self) -> None:
         self._was_struck_in_time = not self._caller.is_done
         if self._was_struck_in_time:
+            self._strikes += 1
             self._style.strike()
+
+    def _see_when_the_caller_goes_on(self) -> None:
+        """Nobody is kept waiting who was cancelled, but for the end of what cannot be left half done."""
+        if not self._point.ends_what_it_began:
+            assert self._caller.is_done, "the caller waits although it was cancelled"
+        elif self._strikes == 1 or (self._strikes and self._case.style == "scope"):
+            assert not self._caller.is_done, "the caller did not wait for the end of what it began"
 
     def _see_that_the_caller_was_cancelled(self) -> None:
         case, end = self._case, self._caller.end
