@@ -3,6 +3,7 @@
 from typing import Any, Generic
 from weakref import ReferenceType
 
+from ._owner import Stack
 from ._waiters import Waiter
 from .manager import T
 from .stats import USE_BOUNDS, Recorder
@@ -42,7 +43,7 @@ class Slot(Generic[T]):
         # or, of one made by hand, the task or thread in which it began. Kept alive by neither.
         self.holder: object = None
         self.lease: ReferenceType[Any] | None = None
-        self.stack: str | None = None  # where it was acquired, in debug mode
+        self.stack: Stack | None = None  # where it was acquired, in debug mode
         self.warned = 0  # which lease of it was reported as held for too long
         self.done: Waiter[T] | None = None  # who waits for its change to be over
         # Upkeep's notes: its own share of chance, when it has to go, when to look at it again.

@@ -117,7 +117,7 @@ class ConnectionPool(ThreadFront[T]):
             blocking: Whether `def` hooks block, so that they need worker threads; with
                 False they are called in the event loop.
             debug: Whether to remember where each lease was acquired, for reports of leases that
-                are held for too long or never end; it makes a lease ten times as slow or more.
+                are held for too long or are lost; each lease then takes a few times as long.
             clock: Where the time comes from, in seconds that never go backwards; called
                 from any thread, and from callbacks of the event loop.
 
