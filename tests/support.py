@@ -14,6 +14,7 @@ import trio.lowlevel
 from trio.testing import MockClock
 
 from connectionpools_fastapi import ConnectionPool
+from connectionpools_fastapi._waiters import Waiter
 from connectionpools_fastapi.manager import T
 
 # What must never be seen: the text of an exception that a hook raises.
@@ -238,3 +239,16 @@ async def outcome_of(call: Callable[[], Any]) -> Any:
         return await result if inspect.isawaitable(result) else result
     except Exception as error:  # noqa: BLE001 - whatever it is, the test looks at it
         return error
+
+
+class Caller(Waiter[Resource]):
+    """A parked caller that only remembers whether it was woken: for the state machine alone."""
+
+    __slots__ = ("__weakref__", "woken")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.woken = 0
+
+    def wake(self) -> None:
+        self.woken += 1
