@@ -165,10 +165,7 @@ class Hooks(Generic[T]):
 
     async def _run(self, name: str, hook: Callable[[], Any]) -> Any:
         if self._on_thread(name):
-            # In a tuple, since trio takes a coroutine that a thread returns for a mistake.
-            (result,) = await anyio.to_thread.run_sync(
-                lambda: (hook(),), abandon_on_cancel=True, limiter=self._threads()
-            )
+            result = await self._run_on_thread(hook)
         else:
             result = hook()
         if inspect.isawaitable(result):
@@ -177,6 +174,22 @@ class Hooks(Generic[T]):
                 raise self.must_be_awaited()
             self.are_async = True
             result = await result
+        return result
+
+    async def _run_on_thread(self, hook: Callable[[], Any]) -> Any:
+        has_begun = False
+
+        def run() -> tuple[Any]:  # a tuple, since trio takes a coroutine that a thread returns for a mistake
+            nonlocal has_begun
+            has_begun = True
+            return (hook(),)
+
+        try:
+            (result,) = await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._threads())
+        except RuntimeError:
+            if has_begun:
+                raise
+            result = hook()  # no thread can be started any more: the interpreter is at its end
         return result
 
     def _threads(self) -> anyio.CapacityLimiter:

@@ -4,6 +4,7 @@ It runs the pool's own tasks (create, check, change, clean), which no caller's
 cancellation reaches, and the one timer for whatever is due next.
 """
 
+import ctypes
 import os
 import threading
 from collections import deque
@@ -20,7 +21,7 @@ from ._loop import Loop, PrivateLoop, Timer
 from ._slot import Creation, Slot
 from ._state import State
 from ._waiters import Waiter
-from .errors import WrongEventLoop, describe, own
+from .errors import PoolConfigError, WrongEventLoop, describe, own
 from .listener import Listeners
 from .manager import T
 
@@ -47,9 +48,12 @@ class Keeper(Generic[T]):
         # Protects the state (but for its fast path), `loop` and `_due`. While it is held nothing
         # is awaited, called back, logged or woken: decisions only.
         self._lock = threading.Lock()
+        # The threads in `_decide`. The garbage collector may run anywhere, and so, in the midst of a
+        # decision, the end of a caller that nobody will ever resume: that has to wait its turn.
+        self._deciding: set[int] = set()
+        self._postponed: deque[Callable[[], object]] = deque()
         self._due = float("inf")  # when the timer is set to ring
         self._timer: Timer | None = None
-        self._inherited: list[object] = []
         self._lost: deque[ReferenceType[Any]] = deque()
         _KEEPERS.add(self)
         self._jobs: dict[Action, Callable[[Any], Coroutine[Any, Any, Outcome]]] = {
@@ -61,15 +65,20 @@ class Keeper(Generic[T]):
 
     def commit(self, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Make one decision of the state, then carry out what it asks for; from any thread."""
+        if threading.get_ident() in self._deciding:
+            self._postpone(partial(decide, *args, **kwargs))
+            return None  # type: ignore[return-value] # what may be postponed has nothing to say
         try:
             return self._decide(decide, *args, **kwargs)
         finally:
             self._carry_out()
 
     def _decide(self, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        me = threading.get_ident()
         # What an outage keeps alive, down to half-open connections, must not die under the lock.
         cause = self._state.outage.cause
         ring_earlier = False
+        self._deciding.add(me)
         try:
             with self._lock:
                 try:
@@ -80,9 +89,21 @@ class Keeper(Generic[T]):
                         self._due = due
                         ring_earlier = True
         finally:
+            self._deciding.discard(me)
             del cause
             if ring_earlier:
                 self._set_timer()
+
+    def _postpone(self, decision: partial[Any]) -> None:
+        state = self._state
+        ends = (state.withdraw, state.release, state.discard, state.settle, state.forget, state.bring_back)
+        if decision.func not in ends:
+            msg = (
+                f"pool {state.policy.name!r}: a destructor (__del__) called it while the garbage collector ran in the "
+                "midst of a decision. Do not use a pool in destructors"
+            )
+            raise PoolConfigError(msg)
+        self._postponed.append(partial(self._decide, decision))
 
     def move(self, loop: Loop, now: float) -> None:
         """Live in this loop from now on; part of a decision."""
@@ -97,8 +118,10 @@ class Keeper(Generic[T]):
 
     def fork(self) -> None:
         """Begin anew in a forked child, whose only thread is this one."""
-        self._inherited += [self._state.fork(), self.loop, self._timer]
+        _keep_for_good([self._state.fork(), self.loop, self._timer])
         self._lock = threading.Lock()  # somebody may have held the old one
+        self._deciding.clear()
+        self._postponed.clear()
         self.loop = None
         self._timer = None
         self._due = float("inf")
@@ -109,11 +132,14 @@ class Keeper(Generic[T]):
 
     def _carry_out(self) -> None:
         todo = self._state.todo
-        while todo:
+        while todo or self._postponed:
             try:
+                if self._postponed:
+                    self._postponed.popleft()()
+                    continue
                 action, subject = todo.popleft()
             except IndexError:  # another thread was faster
-                return
+                continue
             if action is Action.WAKE:
                 self._wake(subject)
             elif action is Action.TELL:
@@ -266,6 +292,12 @@ class Keeper(Generic[T]):
     def _tick(self, now: float) -> None:
         self._due = float("inf")
         self._state.tick(now)
+
+
+def _keep_for_good(inherited: object) -> None:
+    # Drivers say goodbye to their server as they are destroyed, which would end the parent's
+    # session: so not even the end of the process may destroy what is the parent's.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
 
 def _fork_all() -> None:

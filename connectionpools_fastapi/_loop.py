@@ -7,6 +7,7 @@ this module is the same for both.
 import asyncio
 import concurrent.futures
 import contextvars
+import os
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -181,7 +182,20 @@ class PrivateLoop(AsyncioLoop):
 def _in_trio() -> bool:
     # Looked up and not imported: where nobody imported trio, nobody runs it.
     trio = sys.modules.get("trio")
-    return trio is not None and trio.lowlevel.in_trio_task()
+    return trio is not None and trio.lowlevel.in_trio_task() and trio.lowlevel.current_trio_token() not in _ENDED
+
+
+# Runs of trio that a forked child seems to be in still, although nothing runs them there.
+_ENDED: list[object] = []
+
+
+def _fork() -> None:
+    if _in_trio():
+        _ENDED.append(sys.modules["trio"].lowlevel.current_trio_token())
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_fork)
 
 
 def current_loop() -> Loop | None:

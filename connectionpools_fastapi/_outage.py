@@ -35,5 +35,5 @@ class Outage:
         self.cause = None
 
     def retry_after(self, now: float) -> float:
-        """Say in how many seconds the next try is due."""
-        return max(0.0, self.retry_at - now)
+        """Say in how many seconds the next try is due; never 0, also while it is under way."""
+        return max(FIRST_PAUSE / 2, self.retry_at - now)

@@ -90,7 +90,8 @@ def not_open(ledger: Ledger[Any]) -> PoolClosed:
     if ledger.status.value == "forked":
         return PoolClosed(
             f"{subject(ledger)} was opened by the process that this one was forked from, and its resources cannot be "
-            "shared. Open it in each process, after the fork"
+            "shared. Open it in each process, after the fork: by the application's lifespan, `with pool:` or "
+            "ProcessPoolExecutor(initializer=pool.open_sync)"
         )
     return PoolClosed(f"{subject(ledger)} is {ledger.status.value}; it can be opened again. {HOW_TO_OPEN}")
 

@@ -47,6 +47,8 @@ class State(Allocation[T]):
 
     def fork(self) -> object:
         """Begin anew in a forked child; returns what is the parent's, and must not even be destroyed here."""
+        if self.status is Status.NEW or self.is_over():
+            return None  # there is nothing of the parent's
         inherited = dict(vars(self))
         vars(self).update(vars(State(self.policy, has_check=self.has_check, has_change=self.has_change)))
         self.status = Status.FORKED

@@ -6,6 +6,7 @@ from typing import Self
 import anyio
 
 from ._front import OWNER, Front
+from ._ledger import Status
 from ._log import logger
 from ._loop import Loop, current_loop, task_waiter
 from ._owner import current_task
@@ -54,8 +55,10 @@ class TaskFront(Front[T]):
 
         Who waits gets `PoolClosed` at once. What does not come back in time is reported in
         the log with its holder and age, and cleaned when it comes back after all. To close
-        a closed pool does nothing.
+        a closed pool does nothing, nor to close one that is the parent's of this process.
         """
+        if self._state.status is Status.FORKED:
+            return
         generation = self._commit(self._begin_close, self._clock())
         try:
             await self._wait_gone(generation, self._policy.close_timeout)

@@ -121,7 +121,7 @@ class ThreadFront(TaskFront[T]):
 
     def _give_back_sync(self, slot: Slot[T]) -> None:
         done: ThreadWaiter[T] | None = self._give_back(slot, ThreadWaiter)
-        if done is not None:
+        if done is not None and not self._is_here():  # else it would block the loop that it waits for
             done.wait(self._policy.hook_timeout)
 
     def _refuse_loop(self, call: str, instead: str) -> None:

@@ -63,3 +63,113 @@ def test_a_forked_child_is_told_to_open_the_pool_and_leaves_the_parents_resource
         "cleaned 1",
         "parent cleaned 2",
     ]
+
+
+def run(script: str, *arguments: str) -> list[str]:
+    done = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-W", "ignore", "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+INHERITED = """
+import asyncio
+import os
+import sys
+from connectionpools_fastapi import ConnectionPool
+
+class Connection:
+    def __init__(self):
+        self.owner = os.getpid()
+    def __del__(self, getpid=os.getpid, write=os.write):
+        if getpid() != self.owner:
+            write(1, b"destroyed by another process\\n")
+
+async def create():
+    return Connection()
+
+async def clean(connection):
+    os.write(1, f"cleaned by its owner: {os.getpid() == connection.owner}\\n".encode())
+
+pool = ConnectionPool(create=create, clean=clean, limit=2, min_free=1, name="db")
+
+async def open_and_fork():
+    await pool.open()
+    if not (child := os.fork()):
+        sys.exit(0)
+    os.waitpid(child, 0)
+    await pool.close()
+
+async def fork_within_the_block():
+    async with pool:
+        if not (child := os.fork()):
+            sys.exit(0)
+        os.waitpid(child, 0)
+
+asyncio.run(open_and_fork() if sys.argv[1] == "open" else fork_within_the_block())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("how", ["open", "block"])
+def test_what_is_the_parents_outlives_the_child_that_ends_as_it_should(how: str) -> None:
+    """A driver's destructor would say goodbye to the server, and end the parent's session."""
+    assert run(INHERITED, how) == ["cleaned by its owner: True"]
+
+
+IN_TRIO = """
+import os
+import trio
+from connectionpools_fastapi import ConnectionPool, PoolClosed
+
+pool = ConnectionPool(create=object, limit=1, name="db")
+
+async def main():
+    async with pool:
+        if not (child := os.fork()):
+            try:
+                pool.acquire_sync()
+            except PoolClosed as error:
+                print("with pool:" in str(error), flush=True)
+            with pool, pool.lease():
+                print("own", flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        async with pool.lease():
+            print("parent", flush=True)
+
+trio.run(main)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_that_is_forked_within_a_task_of_trio_is_not_taken_for_one() -> None:
+    assert run(IN_TRIO) == ["True", "own", "parent"]
+
+
+NEVER_OPENED = """
+import os
+from connectionpools_fastapi import ConnectionPool, PoolClosed
+
+never, closed = ConnectionPool(create=object, name="db"), ConnectionPool(create=object, name="cache")
+with closed:
+    pass
+if not os.fork():
+    for pool in (never, closed):
+        try:
+            pool.acquire_sync()
+        except PoolClosed as error:
+            print(pool.status, "fork" in str(error), flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_pool_of_which_the_parent_has_nothing_is_as_new_in_the_child() -> None:
+    assert run(NEVER_OPENED) == ["new False", "closed False"]

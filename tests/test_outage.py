@@ -372,3 +372,17 @@ async def test_what_is_being_cleaned_cannot_be_created_again() -> None:
         await anyio.sleep(2)
         async with pool.lease() as again:
             assert again is only
+
+
+async def test_while_a_try_is_under_way_nobody_is_told_to_come_again_in_no_time() -> None:
+    backend = Backend()
+    backend.fail("create")
+    async with backend.pool(limit=1) as pool:
+        await outcome_of(pool.acquire)
+        backend["create"].shut()
+        await anyio.sleep(5)
+        error = await outcome_of(pool.acquire)
+        assert isinstance(error, ResourceUnavailable)
+        assert error.retry_after == 0.05
+        backend.work("create")
+        backend["create"].open()

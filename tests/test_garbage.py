@@ -1,0 +1,124 @@
+"""The garbage collector may run anywhere, and so may the end of what nobody will ever resume."""
+
+import asyncio
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import pytest
+
+from connectionpools_fastapi import ConnectionPool, PoolConfigError
+from tests.support import PlainBackend, Resource, check
+
+
+@pytest.fixture
+def pool() -> Iterator[ConnectionPool[Resource]]:
+    """A pool of one, in plain threads; collected is only what a test collects."""
+    gc.collect()
+    gc.disable()
+    try:
+        with PlainBackend().pool("change", limit=1, timeout=20) as pool:
+            yield pool
+            check(pool)
+    finally:
+        gc.enable()
+
+
+def in_the_midst_of_a_decision(pool: ConnectionPool[Resource], happens: Callable[[], Any]) -> None:
+    """Let something happen while the lock is held by this thread; a deadlock fails the test."""
+    done = threading.Event()
+
+    def decide() -> None:
+        pool._commit(happens)
+        done.set()
+
+    thread = threading.Thread(target=decide, daemon=True)
+    thread.start()
+    assert done.wait(10), "it waits for its own lock"
+    thread.join(10)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_caller_that_is_parked_for_ever_may_be_collected_in_the_midst_of_a_decision(
+    pool: ConnectionPool[Resource],
+) -> None:
+    held = pool.acquire_sync()
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # that a task was destroyed
+
+    async def wait() -> None:
+        async with pool.lease(timeout=None):
+            pass
+
+    task = loop.create_task(wait())
+    loop.run_until_complete(asyncio.sleep(0))
+    assert pool.waiting == 1
+    loop.close()
+    del task, loop
+    in_the_midst_of_a_decision(pool, gc.collect)
+    pool.release_sync(held)
+    assert pool.waiting == 0
+    with pool.lease():
+        pass
+
+
+def test_a_lease_may_end_in_the_midst_of_a_decision(pool: ConnectionPool[Resource]) -> None:
+    def rows() -> Generator[Any, Any, None]:
+        itself = yield
+        with pool.lease() as resource:
+            yield resource, itself
+
+    generator = rows()
+    next(generator)
+    generator.send(generator)  # a cycle, as a traceback makes one
+    assert pool.taken == 1
+    del generator
+    in_the_midst_of_a_decision(pool, gc.collect)
+    with pool.lease():
+        pass
+    assert pool.stats().leased == 0
+
+
+@pytest.mark.parametrize("end", ["release_nowait", "discard"])
+def test_the_end_of_a_lease_that_a_destructor_asks_for_waits_for_its_turn(
+    pool: ConnectionPool[Resource], end: str
+) -> None:
+    lease = pool.lease()
+    lease.__enter__()
+    in_the_midst_of_a_decision(pool, getattr(lease, end))
+    with pool.lease() as resource:
+        assert resource.number == (end == "discard")
+
+
+def test_a_destructor_that_wants_an_answer_in_the_midst_of_a_decision_is_refused_and_does_not_hang(
+    pool: ConnectionPool[Resource],
+) -> None:
+    errors: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            pool.stats()
+        except PoolConfigError as error:
+            errors.append(error)
+
+    in_the_midst_of_a_decision(pool, ask)
+    assert "Do not use a pool in destructors" in str(errors[0])
+    assert pool.stats().leased == 0
+
+
+def test_a_pool_that_is_closed_at_the_end_of_the_interpreter_cleans_everything() -> None:
+    """No thread can be started any more then."""
+    script = """
+import atexit
+from connectionpools_fastapi import ConnectionPool
+pool = ConnectionPool(create=object, clean=lambda _: print("cleaned", flush=True), limit=3, min_free=3, max_creating=1)
+pool.open_sync()
+atexit.register(pool.close_sync)
+"""
+    done = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout.split(), done.stderr) == (["cleaned"] * 3, "")
