@@ -345,17 +345,21 @@ class Point:
     fails_with_the_hook = False
     ends_what_it_began = False  # and only then lets a cancelled caller go
     company_may_fail = False
+    most = 1  # that have to be created if the hook is ok
     is_begun = False
 
     def __init__(self, outcome: Outcome) -> None:
         self.outcome = outcome
         self.backend = Watched()
         self.gate = self.backend[self.hook]
+        self.calls_before = 0  # of the hook, until its outcome mattered
+        self.cancelled: list[asyncio.Task[Any]] = []
         options = {"limit": 1, "check_after": 0, "hook_timeout": HOOK_TIMEOUT, "close_timeout": FOR_EVER}
         self.pool = self.backend.pool(*self.hooks, **{**options, **self.options})
 
     async def prepare(self) -> None:
         """Set the stage: the next call of the hook stops at its gate."""
+        self.calls_before = self.backend.count(self.hook)
         self.gate.shut()
 
     async def call(self) -> None:
@@ -378,8 +382,9 @@ class Point:
             case Outcome.HANGS:
                 go_to(now() + HOOK_TIMEOUT)
             case Outcome.CUT:
-                if task := self.backend.tasks.get(self.hook):
-                    task.cancel()
+                task = self.backend.tasks.get(self.hook)
+                if task is not None and task.cancel():
+                    self.cancelled.append(task)
             case Outcome.RAISES:
                 self.backend.fail(self.hook)
                 self.gate.open()
@@ -402,7 +407,7 @@ class Point:
     def see_that_it_was_carried_out(self) -> None:
         """Assert that what the caller asked for has happened all the same; here, that nothing was made in vain."""
         if self.outcome is Outcome.OK:
-            assert len(self.backend.created) <= 1, f"made in vain: {self.backend.created}"
+            assert len(self.backend.created) <= self.most, f"made in vain: {self.backend.created}"
 
     async def lease_one(self) -> Lease[Resource]:
         lease = self.pool.lease()
@@ -417,6 +422,7 @@ class LatePoint(Point):
     """The hook is called only when the wait is over, or nearly: it stops at its gate only if it is to stay there."""
 
     async def prepare(self) -> None:
+        self.calls_before = self.backend.count(self.hook)
         if self.outcome in (Outcome.HANGS, Outcome.CUT):
             self.gate.shut()
         elif self.outcome is Outcome.RAISES:
@@ -474,6 +480,38 @@ class Create(Point):
     hook = "create"
     fails_with_the_hook = True
     company_may_fail = True
+
+
+class Suspended(LatePoint):
+    """In the queue, for `resume`, and for what is created then."""
+
+    hook = "create"
+    fails_with_the_hook = True
+    company_may_fail = True
+
+    async def prepare(self) -> None:
+        await super().prepare()
+        self.pool.suspend()
+
+    def decide(self) -> None:
+        self.pool.resume()
+
+
+class Resized(Suspended):
+    """In the queue, for a higher limit, and for what is created then."""
+
+    most = 2
+
+    async def prepare(self) -> None:
+        self.lease = await self.lease_one()
+        await LatePoint.prepare(self)
+
+    def decide(self) -> None:
+        self.pool.resize(2)
+
+    async def end(self) -> None:
+        self.lease.release_nowait()
+        await super().end()
 
 
 class Check(Point):
@@ -594,7 +632,7 @@ class CloseOfFree(Close):
 
     async def prepare(self) -> None:
         await self.make_one_free()
-        self.gate.shut()
+        await Point.prepare(self)
 
     def decide(self) -> None:
         self.conclude()
@@ -627,6 +665,10 @@ class Open(Point):
 class Probe(Check):
     """In `probe`, for what the check says."""
 
+    async def prepare(self) -> None:
+        await super().prepare()
+        go_to(now() + 1)  # later than what is known already
+
     async def call(self) -> None:
         await self.pool.probe(max_age=0, timeout=FOR_EVER)
 
@@ -636,6 +678,8 @@ POINTS: dict[str, type[Point]] = {
     "hand_over": HandOver,
     "hand_over_by_hand": HandOverByHand,
     "create": Create,
+    "suspended": Suspended,
+    "resized": Resized,
     "check": Check,
     "change": Change,
     "change_after_block": ChangeAfterBlock,
@@ -654,6 +698,7 @@ POINTS: dict[str, type[Point]] = {
 class When(Enum):
     BEFORE = "before it begins"
     DURING = "meanwhile"
+    EVE = "just before it is decided"
     OUTCOME = "as it is decided"
 
 
@@ -663,28 +708,27 @@ class Strike:
 
     when: When
     turns: int = 0
-    ahead: bool = False  # of what else happens in that turn
 
     def __str__(self) -> str:
-        place = ", ahead of others" if self.ahead else ""
-        return f"{self.when.value} + {self.turns} turns{place}"
+        return f"{self.when.value} + {self.turns} turns" if self.turns else self.when.value
 
     @property
     def comes_first(self) -> bool:
         """Whether it comes before the decision."""
-        return self.when is not When.OUTCOME or (self.ahead and not self.turns)
+        return self.when is not When.OUTCOME
 
 
 Moment = tuple[Strike, ...]
 
 BEFORE, DURING = Strike(When.BEFORE), Strike(When.DURING)
-AS_DECIDED = [Strike(When.OUTCOME, turns, ahead) for turns in range(TURNS) for ahead in (True, False)]
+AS_DECIDED = [Strike(When.OUTCOME, turns) for turns in range(TURNS)]
 MOMENTS: list[Moment] = [
     (BEFORE,),
     (DURING,),
+    (Strike(When.EVE),),
     *((strike,) for strike in AS_DECIDED),
-    *((DURING, Strike(When.DURING, turns)) for turns in range(TURNS)),
-    *((DURING, strike) for strike in AS_DECIDED[1:4]),
+    *((DURING, Strike(When.DURING, turns)) for turns in range(3)),
+    *((DURING, strike) for strike in AS_DECIDED[:2]),
 ]
 
 
@@ -722,7 +766,7 @@ class Case:
     @property
     def is_struck_first(self) -> bool:
         """Whether the caller has long been cancelled when it is decided how its wait ends."""
-        return self.moment[0].when is not When.OUTCOME
+        return self.moment[0].when in (When.BEFORE, When.DURING)
 
     def __str__(self) -> str:
         company = "in company" if self.in_company else "alone"
@@ -738,6 +782,7 @@ class Scene:
         self._point = POINTS[case.point](case.outcome)
         self._pool = self._point.pool
         self._was_struck_in_time = True
+        self._is_waiting = False
         self._strikes = 0  # once it was begun
 
     async def play(self) -> None:
@@ -747,13 +792,16 @@ class Scene:
             self._strike_when(When.DURING)
             await self._settle()
             self._see_when_the_caller_goes_on()
-        self._strike_when(When.OUTCOME, ahead=True)
+        self._strike_when(When.EVE)
         self._point.decide()
-        self._strike_when(When.OUTCOME, ahead=False)
+        self._strike_when(When.OUTCOME)
         await self._settle()
+        is_called = self._point.backend.count(self._point.hook) > self._point.calls_before
         await self._point.end()
         self._see_that_the_caller_was_cancelled()
         self._see_that_nobody_else_was()
+        if is_called and self._case.outcome in (Outcome.HANGS, Outcome.CUT):
+            assert self._point.backend.cut, "the hook hung for ever"
         self._point.see_that_it_was_carried_out()
         await at_once(partial(see_that_nothing_is_lost, self._point))
 
@@ -770,20 +818,23 @@ class Scene:
         )
         self._caller = Caller(partial(self._style.run, self._call, cancelled=BEFORE in case.moment))
         await settle()
+        assert self._is_waiting or BEFORE in case.moment, "the caller waits for nothing"
         self._company = [Caller(point.keep_company)] if case.in_company else []
         await settle()
 
     async def _call(self) -> None:
+        self._is_waiting = True
         await self._point.call()
+        self._is_waiting = False
         await sleep_forever()  # who was not cancelled before is so now
 
     async def _settle(self) -> None:
         await settle()
         check(self._pool)
 
-    def _strike_when(self, when: When, *, ahead: bool = False) -> None:
+    def _strike_when(self, when: When) -> None:
         for strike in self._case.moment:
-            if (strike.when, strike.ahead) == (when, ahead):
+            if strike.when is when:
                 in_turns(strike.turns, self._strike)
 
     def _strike(self) -> None:
@@ -819,6 +870,7 @@ class Scene:
             assert is_served or (may_fail and isinstance(other.end, PoolError)), f"somebody else got {other.end!r}"
         may_be_cut = {point.hook} if case.outcome in (Outcome.HANGS, Outcome.CUT) else set()
         assert set(point.backend.cut) <= may_be_cut, f"hooks were cancelled: {point.backend.cut}"
+        assert all(task.cancelled() for task in point.cancelled), "the task of a hook swallowed its cancellation"
 
 
 async def see_that_nothing_is_lost(point: Point) -> None:
