@@ -1,0 +1,164 @@
+"""Each decision while another thread is on the fast path, which needs no lock: it may come in between any two lines.
+
+The threads are played by one, which traces the decision and steps in: so each of the
+moments is met, every time, and none is left to chance.
+"""
+
+import sys
+from collections.abc import Callable, Generator
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from connectionpools_fastapi._ledger import Action
+from connectionpools_fastapi._state import State
+from tests.desk import Desk
+from tests.support import Caller
+
+NEVER = float("inf")
+
+
+# What another thread does, in three parts: before the decision, within it, and after it, with the lock.
+Meanwhile = Callable[["Desk"], Generator[None]]
+
+
+def gives_back(at: Desk) -> Generator[None]:
+    (slot,) = at.state.taken.values()
+    yield
+    at.state.end(slot, at.now)
+    is_back, gate = at.state.put_back(slot, at.now), at.state.gate
+    yield
+    if not is_back:
+        at.state.release(slot, None, at.now)
+    elif gate:
+        at.state.settle(at.now)
+
+
+def gives_back_after_it_saw_the_gate_open(at: Desk) -> Generator[None]:
+    (slot,) = at.state.taken.values()
+    at.state.end(slot, at.now)
+    yield
+    slot.fresh_until = at.now + 100
+    at.state.free.append(slot)
+    gate = at.state.gate
+    yield
+    if gate:
+        at.state.settle(at.now)
+
+
+def takes(at: Desk) -> Generator[None]:
+    yield
+    at.state.take(at.now)
+    yield
+
+
+def takes_after_it_saw_the_gate_open(at: Desk) -> Generator[None]:
+    yield
+    slot = at.state._pop_fresh(at.now)
+    if slot is not None:
+        at.state._lease_out(slot, at.now)
+    yield
+
+
+def takes_slowly(at: Desk) -> Generator[None]:
+    slot = at.state._pop_fresh(at.now)
+    yield
+    if slot is not None:
+        at.state._lease_out(slot, at.now)
+    yield
+
+
+def at_work(*, leased: bool, free: int) -> Desk:
+    """Return a pool with something in every place, of which the lock knows nothing to do."""
+    at = Desk(limit=3 + free + leased, has_check=True, check_after=100.0, max_hold=50.0, max_waiting=9)
+    at.is_trusted = True
+    at.open()
+    slots = at.leases(1 + free + leased)
+    at.do(at.state.withdraw, at.come())
+    for slot in slots[leased:]:
+        at.give_back(slot)
+    at.ask(at.state.borrow, slots[-1])
+    at.asked[Action.CHECK].append(slots[-1])
+    at.do(at.state.resize, at.state.limit - 1)
+    assert not at.state.gate
+    assert (len(at.state.taken), len(at.free()), at.count("create"), at.count("check")) == (leased, free, 1, 1)
+    at.is_trusted = False
+    return at
+
+
+def acquires(at: Desk) -> None:
+    caller = Caller()
+    slot = at.state.acquire(caller, None, at.now)
+    assert slot is not None or caller in at.state.queue or caller.slot is not None
+
+
+def looks_at_leases(at: Desk) -> None:
+    at.now += 50
+    at.state.tick(at.now)
+
+
+def walk(decide: Callable[[Desk], object], meanwhile: Meanwhile, *, leased: bool, free: int) -> None:
+    """Have another thread come in before each line of a decision, one after the other."""
+    lines = 0
+    while True:
+        at = at_work(leased=leased, free=free)
+        other = meanwhile(at)
+        next(other)
+        if not comes_in_between(partial(decide, at), lines, partial(next, other)):
+            return
+        next(other, None)
+        at.carry_out()
+        assert not at.state.taken or at.state.next_deadline() < NEVER, "nobody looks who holds for too long"
+        lines += 1
+
+
+def comes_in_between(decide: Callable[[], object], line: int, interrupt: Callable[[], object]) -> bool:
+    """Let something happen as this line of a decision is about to run; False if it has fewer."""
+    files = {sys.modules[base.__module__].__file__ for base in State.__mro__[:3]}
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal line
+        if frame.f_code.co_filename not in files:
+            return None
+        if event == "line":
+            line -= 1
+            if line == -1:
+                sys.settrace(None)
+                interrupt()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        decide()
+    finally:
+        sys.settrace(before)
+    return line < 0
+
+
+@pytest.mark.parametrize(
+    "meanwhile",
+    [gives_back, gives_back_after_it_saw_the_gate_open, takes_slowly, takes, takes_after_it_saw_the_gate_open],
+)
+@pytest.mark.parametrize(
+    "decide",
+    [
+        acquires,
+        lambda at: at.state.expire(at.now),
+        lambda at: at.state.resize(1, at.now),
+        lambda at: at.state.suspend(),
+        lambda at: at.state.create_failed(at.asked[Action.CREATE].pop(), OSError(), at.now),
+        lambda at: at.state.close(at.now),
+        looks_at_leases,
+    ],
+    ids=["acquire", "expire", "resize", "suspend", "create_failed", "close", "tick"],
+)
+def test_another_thread_may_take_or_give_back_between_any_two_lines_of_a_decision(
+    decide: Callable[[Desk], object], meanwhile: Meanwhile
+) -> None:
+    walk(decide, meanwhile, leased=True, free=0)
+    walk(decide, meanwhile, leased=True, free=1)
+    if meanwhile not in (gives_back, gives_back_after_it_saw_the_gate_open):
+        walk(decide, meanwhile, leased=False, free=1)
