@@ -80,7 +80,7 @@ class Allocation(Ledger[T]):
         if self._waits_for_itself(waiter):
             self._note_refusal("deadlock")
             raise report.waits_for_itself(self)
-        if self._closes_circle(waiter):
+        if len(self.taken) >= len(self.slots) >= self.limit and self._closes_circle(waiter):
             self._note_refusal("deadlock")
             raise report.closes_circle(self)
         # Those for whom there is room wait for nobody; max_waiting bounds the others.
@@ -128,9 +128,7 @@ class Allocation(Ledger[T]):
         return request is not None and any(owner_of(slot) is request for slot in list(self.taken.values()))
 
     def _closes_circle(self, waiter: Waiter[T]) -> bool:
-        """Whether all that may ever come back is held by tasks and threads that wait, this one among them."""
-        if len(self.taken) < len(self.slots) or self._arriving() or self._has_room():
-            return False
+        """Whether all there are are held by tasks and threads that wait, this one among them."""
         held = 0
         with suppress(RuntimeError):  # another thread has just leased or given back: then it does not wait
             for slot in self.taken.values():
@@ -138,7 +136,7 @@ class Allocation(Ledger[T]):
                 if owner is None or not (owner is waiter.owner or self.queue.has_one_of(owner)):
                     return False  # most often the very first one
                 held += 1
-        return held == len(self.slots) > 0  # and none was given back as we looked
+        return held == len(self.slots)  # and none was given back as we looked
 
     # --- release: of a slot whose lease was ended by `end` ------------------------------------
 
@@ -301,7 +299,8 @@ class Allocation(Ledger[T]):
         waiter.slot = slot
         waiter.waited = now - waiter.asked_at
         self.totals.wait.record(waiter.waited)
-        self._tell("on_acquire", waiter.waited)
+        if self._tells_each:
+            self._tell("on_acquire", waiter.waited)
         self.todo.append((Action.WAKE, waiter))
 
     def _fail(self, waiter: Waiter[T], error: PoolError) -> None:

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
+from threading import get_ident
 from typing import Any, Generic, ParamSpec, TypeVar
 from weakref import ReferenceType, WeakSet
 
@@ -48,9 +49,9 @@ class Keeper(Generic[T]):
         # Protects the state (but for its fast path), `loop` and `_due`. While it is held nothing
         # is awaited, called back, logged or woken: decisions only.
         self._lock = threading.Lock()
-        # The threads in `_decide`. The garbage collector may run anywhere, and so, in the midst of a
-        # decision, the end of a caller that nobody will ever resume: that has to wait its turn.
-        self._deciding: set[int] = set()
+        # The thread that has the lock. The garbage collector may run anywhere, and so, in the midst of
+        # a decision, the end of a caller that nobody will ever resume: that has to wait its turn.
+        self._decider = 0
         self._postponed: deque[Callable[[], object]] = deque()
         self._due = float("inf")  # when the timer is set to ring
         self._timer: Timer | None = None
@@ -65,7 +66,7 @@ class Keeper(Generic[T]):
 
     def commit(self, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Make one decision of the state, then carry out what it asks for; from any thread."""
-        if threading.get_ident() in self._deciding:
+        if self._decider == get_ident():
             self._postpone(partial(decide, *args, **kwargs))
             return None  # type: ignore[return-value] # what may be postponed has nothing to say
         try:
@@ -74,13 +75,12 @@ class Keeper(Generic[T]):
             self._carry_out()
 
     def _decide(self, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        me = threading.get_ident()
         # What an outage keeps alive, down to half-open connections, must not die under the lock.
         cause = self._state.outage.cause
         ring_earlier = False
-        self._deciding.add(me)
         try:
             with self._lock:
+                self._decider = get_ident()
                 try:
                     return decide(*args, **kwargs)
                 finally:
@@ -88,8 +88,8 @@ class Keeper(Generic[T]):
                     if due < self._due:
                         self._due = due
                         ring_earlier = True
+                    self._decider = 0  # last of all: nothing is called from here to the release of the lock
         finally:
-            self._deciding.discard(me)
             del cause
             if ring_earlier:
                 self._set_timer()
@@ -120,7 +120,7 @@ class Keeper(Generic[T]):
         """Begin anew in a forked child, whose only thread is this one."""
         _keep_for_good([self._state.fork(), self.loop, self._timer])
         self._lock = threading.Lock()  # somebody may have held the old one
-        self._deciding.clear()
+        self._decider = 0
         self._postponed.clear()
         self.loop = None
         self._timer = None

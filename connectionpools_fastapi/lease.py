@@ -44,14 +44,16 @@ class Lease(Generic[T]):
 
     __slots__ = ("__weakref__", "_holder", "_owner", "_phase", "_pool", "_timeout", "_turn")
 
+    # Known once it has begun.
+    _turn: int  # which lease of its slot this is
+    _owner: object  # on whose behalf it is: a task, a thread or a request
+
     def __init__(self, pool: "ConnectionPool[T]", timeout: float | None | Default, holder: object) -> None:
         """Prepare a lease; use `ConnectionPool.lease`."""
         self._pool = pool
         self._timeout = timeout
         self._holder = holder
         self._phase: _Phase | Slot[T] = NEW
-        self._turn = 0  # which lease of its slot this is
-        self._owner: object = None  # on whose behalf it is: a task, a thread or a request
 
     @property
     def resource(self) -> T:
@@ -97,7 +99,9 @@ class Lease(Generic[T]):
 
     async def __aenter__(self) -> T:
         """Acquire; raises what `ConnectionPool.acquire` raises."""
-        self._begin()
+        if self._phase is not NEW:
+            raise self._used_up()
+        self._phase = WAITING
         slot = self._pool._take()
         if slot is None:
             slot = await self._pool._queue_up(self._timeout)
@@ -115,7 +119,9 @@ class Lease(Generic[T]):
 
     def __enter__(self) -> T:
         """Acquire from a plain thread; raises what `ConnectionPool.acquire_sync` raises."""
-        self._begin()
+        if self._phase is not NEW:
+            raise self._used_up()
+        self._phase = WAITING
         return self._hold(self._pool._obtain_sync(self._timeout), current_thread())
 
     def __exit__(
@@ -126,11 +132,8 @@ class Lease(Generic[T]):
         if slot is not None:
             self._pool._give_back_sync(slot)
 
-    def _begin(self) -> None:
-        if self._phase is not NEW:
-            msg = f"pool {self._pool.name!r}: a lease can be used once; call pool.lease() again"
-            raise PoolConfigError(msg)
-        self._phase = WAITING
+    def _used_up(self) -> PoolConfigError:
+        return PoolConfigError(f"pool {self._pool.name!r}: a lease can be used once; call pool.lease() again")
 
     def _hold(self, slot: Slot[T], owner: object) -> T:
         self._owner = owner
@@ -145,18 +148,27 @@ class Lease(Generic[T]):
     def _to_give_back(self) -> Slot[T] | None:
         slot = self._phase
         # The block may have ended it as well, by its resource: pool.discard(resource) is fine.
-        if isinstance(slot, Slot) and self._pool._state.holds(slot):
-            return self._finish()
-        return None
+        if not isinstance(slot, Slot) or not self._pool._state.holds(slot):
+            return None
+        if slot.leases != self._turn:
+            raise self._not_leased(ENDED)
+        self._phase = ENDED
+        return slot
 
     def _slot(self) -> Slot[T]:
         slot = self._phase
+        if not isinstance(slot, Slot):
+            raise self._not_leased(slot)
         # A slot that was given back by its resource may be in other hands by now.
-        if isinstance(slot, Slot) and slot.leases == self._turn:
-            return slot
-        when = slot.value if isinstance(slot, _Phase) else ENDED.value
-        msg = f"pool {self._pool.name!r}: this lease {when}; use the resource inside of `async with pool.lease()`"
-        raise NotLeased(msg)
+        if slot.leases != self._turn:
+            raise self._not_leased(ENDED)
+        return slot
+
+    def _not_leased(self, phase: _Phase) -> NotLeased:
+        msg = (
+            f"pool {self._pool.name!r}: this lease {phase.value}; use the resource inside of `async with pool.lease()`"
+        )
+        return NotLeased(msg)
 
     def _finish(self) -> Slot[T]:
         slot = self._slot()

@@ -179,7 +179,8 @@ class ConnectionPool(ThreadFront[T]):
         Raises:
             PoolConfigError: If `timeout` is no duration.
         """
-        self._check_timeout(timeout)
+        if timeout is not DEFAULT:
+            self._check_timeout(timeout)
         return Lease(self, timeout, holder)
 
     def __repr__(self) -> str:
