@@ -77,7 +77,7 @@ class Allocation(Ledger[T]):
         if timeout is not None and timeout <= 0:
             self._note_timeout(0.0)
             raise report.timed_out(self, 0)
-        if self._waits_for_itself(waiter):
+        if waiter.request is not None and self._waits_for_itself(waiter.request):
             self._note_refusal("deadlock")
             raise report.waits_for_itself(self)
         if len(self.taken) >= len(self.slots) >= self.limit and self._closes_circle(waiter):
@@ -122,10 +122,9 @@ class Allocation(Ledger[T]):
             self._fail(waiter, report.timed_out(self, waited))
             self.settle(now)
 
-    def _waits_for_itself(self, waiter: Waiter[T]) -> bool:
-        """Whether it is on behalf of a request that holds a resource already, as others may do at the same time."""
-        request = waiter.request
-        return request is not None and any(owner_of(slot) is request for slot in list(self.taken.values()))
+    def _waits_for_itself(self, request: object) -> bool:
+        """Whether a request holds a resource already, as others may do at the same time."""
+        return any(owner_of(slot) is request for slot in list(self.taken.values()))
 
     def _closes_circle(self, waiter: Waiter[T]) -> bool:
         """Whether all there are are held by tasks and threads that wait, this one among them."""

@@ -135,8 +135,9 @@ class TaskFront(Front[T]):
             WrongEventLoop: If the resources belong to another loop.
         """
         self._check_timeout(timeout)
-        slot = self._take() or await self._queue_up(timeout)
-        self._note_acquired(slot, current_task())
+        task = current_task()
+        slot = self._take() or await self._queue_up(timeout, task)
+        self._note_acquired(slot, task)
         return slot.resource
 
     async def release(self, resource: T) -> None:
@@ -183,9 +184,9 @@ class TaskFront(Front[T]):
         finally:
             self._commit(self._state.forget, watcher)
 
-    async def _queue_up(self, timeout: float | None | Default) -> Slot[T]:
+    async def _queue_up(self, timeout: float | None | Default, task: object) -> Slot[T]:
         waiter: TaskWaiter[T] = task_waiter()
-        waiter.owner, waiter.request = current_task(), OWNER.get()
+        waiter.owner, waiter.request = task, OWNER.get()
         slot = self._commit(self._state.acquire, waiter, self._seconds(timeout), self._clock())
         if slot is not None:
             return slot

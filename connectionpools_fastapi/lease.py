@@ -102,10 +102,11 @@ class Lease(Generic[T]):
         if self._phase is not NEW:
             raise self._used_up()
         self._phase = WAITING
+        task = current_task()
         slot = self._pool._take()
         if slot is None:
-            slot = await self._pool._queue_up(self._timeout)
-        return self._hold(slot, current_task())
+            slot = await self._pool._queue_up(self._timeout, task)
+        return self._hold(slot, task)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
