@@ -97,17 +97,34 @@ def test_who_has_left_the_queue_is_never_overdue_and_is_no_reason_to_look_earlie
     assert list(queue.overdue(3.0)) == [there]
 
 
-def test_the_queue_keeps_few_deadlines_of_those_who_have_left_and_the_order_of_the_others() -> None:
-    queue: Queue[Resource] = Queue()
-    stay = [waiter(1000.0 - number) for number in range(8)]  # the last to come is due first
-    for caller in stay:
+def test_deadlines_of_those_who_have_left_are_dropped_now_and_then_and_not_at_each_step() -> None:
+    queue = queue_of(waiter(), waiter(), waiter())
+    kept = []
+    for number in range(100):
+        caller = waiter(float(number))
         queue.join(caller)
-    for number in range(200):
-        caller = waiter(2.0 + number)
-        queue.join(caller)
-        assert len(queue._deadlines) <= 2 * len(queue) + 64
+        kept.append(len(queue._deadlines))
         queue.leave(caller)
-    assert list(queue.overdue(5000.0)) == stay[::-1]
+    # At most two for each of the four that wait, and 64.
+    assert kept == [*range(1, 73), *range(1, 29)]
+
+
+def test_when_deadlines_are_dropped_the_others_stay_in_order() -> None:
+    # As they stand in the heap: without the two earliest ones, what is left is no heap any more.
+    first, late, second, *others = callers = [
+        waiter(deadline) for deadline in (1.0, 100.0, 2.0, 200.0, 201.0, 3.0, 4.0)
+    ]
+    queue = queue_of(*callers)
+    queue.leave(first)
+    queue.leave(second)
+    while len(queue._deadlines) >= 7:
+        caller = waiter(1000.0)
+        queue.join(caller)
+        queue.leave(caller)
+    assert queue.next_deadline() == 3.0
+    assert [caller.deadline for caller in queue.overdue(500.0)] == [3.0, 4.0, 100.0, 200.0, 201.0]
+    assert len(queue) == 1 + len(others)
+    assert late in queue
 
 
 # --- generations --------------------------------------------------------------------------------
@@ -244,24 +261,30 @@ def test_nobody_is_told_to_try_again_in_no_time() -> None:
 # --- upkeep -------------------------------------------------------------------------------------
 
 
-def upkeep_of(chance: float = 0.0, **options: Any) -> tuple[Upkeep[Resource], Callable[[float], Slot[Resource]]]:
-    """Return an upkeep, and what enters a new slot into it."""
+Enter = Callable[[float], Slot[Resource]]
+
+
+def upkeep_of(chance: float = 0.0, **options: Any) -> tuple[Upkeep[Resource], Enter, dict[int, Slot[Resource]]]:
+    """Return an upkeep, what enters a new slot into it, and all slots that exist."""
     slots: dict[int, Slot[Resource]] = {}
+    kept = []
     upkeep = Upkeep(Policy(**options), slots, lambda: chance)
 
     def enter(now: float) -> Slot[Resource]:
         slot = Slot(Resource(len(slots)), 0, now)
+        kept.append(slot)  # so that no other one has its key
         slots[slot.key] = slot
         upkeep.enter(slot, now)
         return slot
 
-    return upkeep, enter
+    return upkeep, enter, slots
 
 
 def test_nothing_is_looked_at_where_nothing_is_asked_for() -> None:
-    upkeep, enter = upkeep_of()
+    upkeep, enter, _ = upkeep_of()
     slot = enter(100.0)
     assert upkeep.next_deadline() == NEVER
+    assert upkeep._looks == []
     assert list(upkeep.due(1e9)) == []
     assert upkeep.why_retire(slot, 1e9) is None
     assert not upkeep.is_idle(slot, 1e9)
@@ -271,7 +294,7 @@ def test_nothing_is_looked_at_where_nothing_is_asked_for() -> None:
 
 def test_a_lifetime_ends_at_its_limit_and_up_to_a_tenth_earlier() -> None:
     for chance, lifetime in ((0.0, 10.0), (0.5, 9.5), (1.0, 9.0)):
-        upkeep, enter = upkeep_of(chance, max_lifetime=10.0)
+        upkeep, enter, _ = upkeep_of(chance, max_lifetime=10.0)
         slot = enter(100.0)
         assert upkeep.retires
         assert slot.retire_at == upkeep.next_deadline() == 100.0 + lifetime
@@ -280,7 +303,7 @@ def test_a_lifetime_ends_at_its_limit_and_up_to_a_tenth_earlier() -> None:
 
 
 def test_a_resource_retires_after_so_many_uses() -> None:
-    upkeep, enter = upkeep_of(max_uses=3)
+    upkeep, enter, _ = upkeep_of(max_uses=3)
     slot = enter(100.0)
     assert upkeep.retires
     assert upkeep.next_deadline() == NEVER
@@ -291,7 +314,7 @@ def test_a_resource_retires_after_so_many_uses() -> None:
 
 def test_idle_is_what_was_not_used_for_as_long_as_its_pace_says() -> None:
     for chance, limit in ((0.0, 10.0), (1.0, 9.0)):
-        upkeep, enter = upkeep_of(chance, max_idle=10.0)
+        upkeep, enter, _ = upkeep_of(chance, max_idle=10.0)
         slot = enter(100.0)
         assert not upkeep.retires
         assert upkeep.next_deadline() == 100.0 + limit
@@ -302,7 +325,7 @@ def test_idle_is_what_was_not_used_for_as_long_as_its_pace_says() -> None:
 
 def test_quiet_is_what_was_neither_used_nor_checked_for_as_long_as_its_pace_says() -> None:
     for chance, limit in ((0.0, 10.0), (1.0, 9.0)):
-        upkeep, enter = upkeep_of(chance, keepalive=10.0)
+        upkeep, enter, _ = upkeep_of(chance, keepalive=10.0)
         slot = enter(100.0)
         assert upkeep.next_deadline() == 100.0 + limit
         for slot.since, slot.checked_at in ((104.0, 101.0), (101.0, 104.0)):
@@ -311,7 +334,7 @@ def test_quiet_is_what_was_neither_used_nor_checked_for_as_long_as_its_pace_says
 
 
 def test_a_resource_is_looked_at_when_the_first_of_its_times_comes() -> None:
-    upkeep, enter = upkeep_of(max_lifetime=10.0, max_idle=4.0, keepalive=3.0)
+    upkeep, enter, _ = upkeep_of(max_lifetime=10.0, max_idle=4.0, keepalive=3.0)
     slot = enter(100.0)
     looks = []
     for _ in range(6):
@@ -323,22 +346,28 @@ def test_a_resource_is_looked_at_when_the_first_of_its_times_comes() -> None:
 
 
 def test_what_is_over_already_is_looked_at_again_after_the_same_time_once_more() -> None:
-    upkeep, enter = upkeep_of(max_idle=4.0)
-    slot = enter(100.0)
-    upkeep.expect(slot, 104.0)
-    assert slot.look_at == 108.0
-    upkeep, enter = upkeep_of(keepalive=4.0)
-    slot = enter(100.0)
-    upkeep.expect(slot, 104.0)
-    assert slot.look_at == 108.0
-    upkeep, enter = upkeep_of(max_lifetime=4.0)
+    for option in ("max_idle", "keepalive"):
+        upkeep, enter, _ = upkeep_of(1.0, **{option: 10.0})
+        slot = enter(100.0)
+        upkeep.expect(slot, 104.0)
+        assert slot.look_at == 109.0, "it is not over yet"
+        upkeep.expect(slot, 109.0)
+        assert slot.look_at == 118.0
+    upkeep, enter, _ = upkeep_of(max_lifetime=4.0)
     slot = enter(100.0)
     upkeep.expect(slot, 104.0)
     assert slot.look_at == NEVER, "a lifetime ends once"
 
 
+def test_what_is_expected_twice_for_the_same_time_is_named_once() -> None:
+    upkeep, enter, _ = upkeep_of(max_idle=4.0)
+    slot = enter(100.0)
+    upkeep.expect(slot, 101.0)
+    assert list(upkeep.due(104.0)) == [slot]
+
+
 def test_what_is_due_is_named_in_its_order_and_once() -> None:
-    upkeep, enter = upkeep_of(max_idle=4.0)
+    upkeep, enter, _ = upkeep_of(max_idle=4.0)
     late, early, other = enter(102.0), enter(100.0), enter(109.0)
     assert list(upkeep.due(103.99)) == []
     assert list(upkeep.due(106.0)) == [early, late]
@@ -362,20 +391,28 @@ def test_what_is_gone_or_has_another_time_by_now_is_not_due() -> None:
     assert upkeep.next_deadline() == NEVER
 
 
-def test_looks_at_what_is_gone_are_dropped_and_the_others_stay_in_order() -> None:
-    slots: dict[int, Slot[Resource]] = {}
-    upkeep = Upkeep(Policy(max_idle=1000.0), slots, lambda: 0.0)
-    stay = [Slot(Resource(number), 0, 300.0 - number) for number in range(8)]  # the last one is due first
-    for slot in stay:
-        slots[slot.key] = slot
-        upkeep.enter(slot, slot.since)
-    for number in range(200):
-        slot = Slot(Resource(number), 0, 301.0 + number)
-        slots[slot.key] = slot
-        upkeep.enter(slot, slot.since)
-        assert len(upkeep._looks) <= 2 * len(slots) + 64
-        del slots[slot.key]
-    assert list(upkeep.due(5000.0)) == stay[::-1]
+def test_looks_at_what_is_gone_are_dropped_now_and_then_and_not_at_each_step() -> None:
+    upkeep, enter, slots = upkeep_of(max_idle=4.0)
+    stay = [enter(900.0) for _ in range(3)]
+    kept = []
+    for number in range(100):
+        gone = enter(1000.0 + number)
+        kept.append(len(upkeep._looks))
+        del slots[gone.key]
+    # At most two for each of the four that exist, and 64; the three that stay are kept.
+    assert kept == [*range(4, 73), *range(4, 35)]
+    assert {id(slot) for slot in upkeep.due(5000.0)} == {id(slot) for slot in stay}
+
+
+def test_when_looks_are_dropped_the_others_stay_in_order() -> None:
+    # As they stand in the heap: without the two earliest ones, what is left is no heap any more.
+    upkeep, enter, slots = upkeep_of(max_idle=4.0)
+    first, late, second, *others = [enter(since) for since in (1.0, 100.0, 2.0, 200.0, 201.0, 3.0, 4.0)]
+    del slots[first.key], slots[second.key]
+    while len(upkeep._looks) >= 7:
+        gone = enter(1000.0)
+        del slots[gone.key]
+    assert list(upkeep.due(500.0)) == [others[2], others[3], late, others[0], others[1]]
 
 
 # --- waiters ------------------------------------------------------------------------------------
@@ -385,6 +422,7 @@ def test_a_task_is_woken_at_once_within_its_loop_and_through_it_from_elsewhere()
     loop = asyncio.new_event_loop()
     try:
         outside: AsyncioWaiter[Resource] = AsyncioWaiter(loop)
+        assert (outside.slot, outside.error) == (None, None)
         outside.wake()
         assert not outside._future.done(), "a future belongs to its loop"
         loop.run_until_complete(outside.wait())
