@@ -922,9 +922,11 @@ async def test_the_end_waits_for_a_request_that_the_server_has_only_cancelled(
             await holds.wait()
             request.cancel()
             end.set()
-            await settled()
-            assert (pool.status, len(sent)) == ("closing", 1)
-            may_go.set()
+            try:
+                await settled()
+                assert (pool.status, len(sent)) == ("closing", 1)
+            finally:  # or a failure would wait for ever
+                may_go.set()
     assert [message["type"] for message in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
     assert cleaned == [False]
     assert (pool.status, pool.stats().cleans, caplog.messages) == ("closed", 1, [])
