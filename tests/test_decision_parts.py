@@ -583,6 +583,7 @@ def test_a_holder_says_where_it_acquired_in_the_order_of_the_calls_as_far_as_kno
     said = Hold.of(slot, 100.0).acquired_at()
     assert said.startswith("\nacquired at:\n  File ")
     assert said.index("in test_a_holder") < said.index("slot.stack = acquiring_stack()")
+    assert all(line.startswith("  ") for line in said.splitlines()[2:])
     assert said == said.rstrip()
 
 

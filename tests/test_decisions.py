@@ -79,13 +79,23 @@ def test_one_creation_is_asked_for_each_who_waits_and_no_more() -> None:
 def test_a_free_resource_is_leased_at_once_with_or_without_the_lock() -> None:
     at = desk()
     slot = at.have_free(1)[0]
+    at.now += 1
     assert at.come().slot is slot
+    assert slot.since == at.now
     at.give_back(slot)
+    at.now += 1
     assert at.do(at.state.take) is slot
     assert (slot.leases, slot.since, at.state.taken) == (3, at.now, {slot.key: slot})
     at.give_back(slot)
     assert at.do(at.state.try_acquire) is slot
     assert at.count("create") == 0
+
+
+def test_where_all_are_leased_none_is_taken() -> None:
+    at = desk(limit=1)
+    at.lease()
+    assert not at.state.gate
+    assert at.do(at.state.take) is None
 
 
 def test_reuse_is_last_in_first_out_unless_it_is_asked_for_otherwise() -> None:
@@ -447,6 +457,8 @@ def test_a_slot_is_the_pool_s_until_it_is_gone_or_was_lost_and_came_back() -> No
     assert at.state.holds(slot), "it is expected back"
     at.give_back(slot)
     assert not at.state.holds(slot)
+    at = desk()
+    assert at.state.holds(at.have_free(1)[0])
 
 
 def test_without_change_and_check_what_comes_back_is_free_without_the_lock() -> None:
@@ -459,18 +471,29 @@ def test_without_change_and_check_what_comes_back_is_free_without_the_lock() -> 
 
 
 def test_what_was_used_is_fresh_for_as_long_as_check_after_says() -> None:
-    at = desk(has_check=True, check_after=1.0)
+    at = desk(has_check=True, check_after=0.5)
     slot = at.lease()
     at.now += 5
     at.state.end(slot, at.now)
     assert at.state.put_back(slot, at.now)
-    assert slot.fresh_until == at.now + 1
-    at.now += 1
+    assert slot.fresh_until == at.now + 0.5
+    at.now += 0.5
     assert at.do(at.state.take) is slot
     at.give_back(slot)
-    at.now += 1.01
+    at.now += 0.51
     assert at.do(at.state.take) is None
     assert at.free() == [slot]
+
+
+def test_where_resources_grow_old_what_comes_back_in_time_is_free_without_the_lock() -> None:
+    at = desk(max_uses=2)
+    slot = at.lease()
+    at.state.end(slot, at.now)
+    assert at.state.put_back(slot, at.now)
+    assert at.do(at.state.take) is slot
+    at.state.end(slot, at.now)
+    assert not at.state.put_back(slot, at.now)
+    at.do(at.state.release, slot, None)
 
 
 def test_with_check_after_0_each_reuse_is_checked() -> None:
@@ -626,6 +649,11 @@ def test_an_object_that_the_pool_has_is_no_new_resource() -> None:
     assert len(at.state.slots) == 1
 
 
+def test_an_object_that_is_free_is_no_new_resource() -> None:
+    at = desk()
+    assert at.state.has_seen(at.have_free(1)[0].resource)
+
+
 def test_an_object_that_was_written_off_and_is_still_out_is_no_new_resource() -> None:
     at = desk()
     slot = at.lease()
@@ -703,6 +731,14 @@ def test_after_a_failed_check_all_the_others_are_checked_however_fresh() -> None
     assert cold in at.free()
 
 
+def test_after_a_failed_check_each_free_one_is_doubted() -> None:
+    at = desk(limit=3, has_check=True, check_after=10.0)
+    *free, broken = at.have_free(3)
+    at.ask(at.state.borrow, broken)
+    at.do(at.state.checked, broken, healthy=False)
+    assert [slot.fresh_until for slot in free] == [float("-inf")] * 2
+
+
 def test_what_nobody_wants_any_more_after_its_check_stays_the_least_recently_used() -> None:
     at = desk(limit=2, has_check=True, check_after=1.0)
     first, second = at.have_free(2)
@@ -751,17 +787,31 @@ def test_what_was_free_but_too_old_is_cleaned_and_not_checked() -> None:
     assert at.created() is caller.slot
 
 
-def test_fresher_ones_stay_above_what_is_put_back_beneath_them() -> None:
-    at = desk(limit=4, has_check=True, check_after=10.0)
-    slots = at.have_free(4)
-    lent = slots[3]
+@pytest.mark.parametrize(
+    ("free", "fresh_until", "then"),
+    [
+        ([105, 107, 109], 106, [105, 106, 107, 109]),
+        ([105, 107, 109], 110, [105, 107, 109, 110]),
+        ([105, 107, 109], 104, [104, 105, 107, 109]),
+        ([101, 102, 105, 109], 103, [101, 102, 103, 105, 109]),
+        ([105, 107, 107], 107, [105, 107, 107, 107]),
+        ([105, 107, 107], 106, [105, 106, 107, 107]),
+        ([109, 104, 108], 103, [109, 103, 104, 108]),  # not beyond the one from which it rises to the left
+        ([109, 104, 108], 105, [109, 104, 105, 108]),
+    ],
+)
+def test_fresher_ones_stay_above_what_is_put_back_beneath_them(
+    free: list[int], fresh_until: int, then: list[int]
+) -> None:
+    at = desk(limit=9, has_check=True, check_after=10.0)
+    slots = at.have_free(len(free) + 1)
+    lent = slots.pop()
     assert at.lease() is lent
-    for slot, fresh in zip(slots, (105.0, 107.0, 109.0, 106.0), strict=True):
-        slot.fresh_until = fresh
+    for slot, until in zip([*slots, lent], [*free, fresh_until], strict=True):
+        slot.fresh_until = until
     at.state.end(lent, at.now)
     at.state._make_free(lent)
-    at.carry_out()
-    assert at.free() == [slots[0], lent, slots[1], slots[2]]
+    assert [slot.fresh_until for slot in at.free()] == then
 
 
 def test_what_is_put_back_stays_above_those_as_fresh() -> None:
@@ -773,18 +823,6 @@ def test_what_is_put_back_stays_above_those_as_fresh() -> None:
     at.state._make_free(second)
     at.carry_out()
     assert at.free() == [first, second]
-
-
-def test_what_is_put_back_does_not_go_beyond_those_that_rise_again_to_the_left() -> None:
-    at = desk(limit=4, has_check=True, check_after=10.0)
-    slots = at.have_free(4)
-    lent = slots[3]
-    assert at.lease() is lent
-    for slot, fresh in zip(slots, (109.0, 104.0, 108.0, 103.0), strict=True):
-        slot.fresh_until = fresh
-    at.state.end(lent, at.now)
-    at.state._make_free(lent)
-    assert at.free() == [slots[0], lent, slots[1], slots[2]]
 
 
 # --- create fails -------------------------------------------------------------------------------
@@ -1552,6 +1590,33 @@ def test_a_lower_limit_takes_the_coldest_of_the_free_at_once_and_others_as_they_
     assert not at.state.gate
     at.give_back(slots[1])
     assert at.free() == [slots[1]]
+
+
+def test_what_is_too_many_is_cleaned_also_where_somebody_waits_for_it_and_is_not_changed_before() -> None:
+    at = desk(limit=2, has_change=True)
+    first, second = at.leases(2)
+    caller = at.come()
+    at.do(at.state.resize, 1)
+    assert not at.give_back(first)
+    assert at.discards() == {"resize": 1}
+    assert caller.slot is None
+    assert at.give_back(second)
+    at.changed()
+    assert caller.slot is second
+
+
+def test_what_comes_back_is_what_is_too_many_where_nothing_else_is_free() -> None:
+    at = desk(limit=3)
+    first, second, third = at.leases(3)
+    at.ask(at.state.suspend)
+    at.give_back(first)
+    at.do(at.state.resize, 2)
+    assert at.asked[Action.CLEAN] == [first]
+    at.do(at.state.resize, 1)
+    at.give_back(second)
+    assert at.asked[Action.CLEAN] == [first, second]
+    at.give_back(third)
+    assert at.free() == [third]
 
 
 def test_a_lower_limit_is_not_exceeded_by_what_is_being_created() -> None:
