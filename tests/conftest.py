@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.servers import postgres_url  # noqa: F401 - a fixture
 from tests.support import jumping
 
 # A failure prints how to run it again; random runs stay random.
