@@ -404,8 +404,8 @@ def test_only_the_scopes_of_fastapi_are_dependencies_with_yield(until: Any, yiel
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @in_each_stacking
 @for_each_scope
-async def test_a_request_that_is_cancelled_at_any_turn_of_the_loop_costs_no_slot(
-    stacking: Stacking, until: Any
+async def test_a_request_that_is_cancelled_at_any_turn_of_the_loop_gives_back(
+    stacking: Stacking, until: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = Backend()
     pool = backend.pool("change", limit=1, name="db", timeout=60)
@@ -434,6 +434,8 @@ async def test_a_request_that_is_cancelled_at_any_turn_of_the_loop_costs_no_slot
                     await anyio.lowlevel.checkpoint()
                 turns += 1
         assert held >= 3
+        # Given back each time, and not found again among what was lost.
+        assert (len(backend.created), caplog.messages) == (1, [])
         await assert_nothing_is_lost(pool, backend)
 
 
