@@ -120,6 +120,21 @@ def test_nobody_overtakes_who_waits() -> None:
     assert second.slot is other
 
 
+def test_what_another_thread_took_and_put_back_meanwhile_is_found_by_the_next_caller() -> None:
+    at = desk(limit=1, has_check=True, check_after=1.0)
+    slot = at.have_free(1)[0]
+    at.now += 2
+    at.is_trusted = True  # for a moment it is nowhere
+    at.state.free.pop()  # by `take`, in another thread
+    first = at.come()
+    at.state.free.append(slot)  # it was not fresh
+    at.is_trusted = False
+    second = at.come()
+    assert at.asked[Action.CHECK] == [slot]
+    at.checked()
+    assert (first.slot, second.slot) == (slot, None)
+
+
 def test_what_comes_back_is_handed_straight_to_who_waits_and_the_last_one_lets_the_gate_down() -> None:
     at = desk(limit=1)
     held = at.lease()
@@ -319,6 +334,17 @@ def test_there_is_no_circle_while_something_is_being_checked() -> None:
     assert caller.slot is first
 
 
+def test_there_is_no_circle_while_create_fails_but_will_be_tried_again() -> None:
+    one = Named("one")
+    at = desk(limit=2)
+    at.lease(owner=one)
+    at.come()
+    at.failed()
+    caller = at.come(owner=one)
+    at.later(1)
+    assert at.created() is caller.slot
+
+
 def test_there_is_no_circle_where_nothing_exists_and_nothing_can_be_created() -> None:
     at = desk(limit=1)
     at.ask(at.state.suspend)
@@ -372,6 +398,15 @@ def test_who_was_failed_has_nothing_to_withdraw() -> None:
     at.do(at.state.withdraw, caller)
     assert at.state.totals.withdrawals == 0
     assert at.told() == []
+
+
+def test_what_was_granted_to_who_gives_up_stays_fresh() -> None:
+    at = desk(limit=1, has_check=True, check_after=1.0)
+    held = at.lease()
+    caller = at.come()
+    at.give_back(held)
+    at.do(at.state.withdraw, caller)
+    assert at.come().slot is held
 
 
 def test_what_was_granted_while_create_fails_is_checked_before_its_next_use() -> None:
@@ -620,6 +655,16 @@ def test_what_was_created_for_nobody_is_free_and_fresh_for_as_long_as_check_afte
     assert at.come().slot is slot
 
 
+def test_what_was_created_for_nobody_is_the_next_to_be_used_unless_the_oldest_is() -> None:
+    for reuse, place in (("lifo", 1), ("fifo", 0)):
+        at = desk(limit=2, reuse=reuse)
+        old = at.lease()
+        at.do(at.state.withdraw, at.come())
+        at.give_back(old)
+        new = at.created()
+        assert at.come().slot is (old, new)[place]
+
+
 def test_what_was_created_too_late_is_cleaned() -> None:
     at = desk(limit=1)
     caller = at.come()
@@ -700,6 +745,15 @@ def test_no_more_are_checked_than_wait() -> None:
     at.come()
     assert at.count("check") == 2
     assert at.free() == [cold]
+
+
+def test_no_more_are_created_and_checked_than_wait() -> None:
+    at = desk(limit=9, has_check=True, check_after=1.0)
+    at.have_free(2)
+    at.now += 2
+    for _ in range(4):
+        at.come()
+    assert (at.count("check"), at.count("create")) == (2, 2)
 
 
 def test_what_fails_its_check_is_cleaned_and_the_next_is_tried_for_the_same_caller() -> None:
@@ -1029,10 +1083,11 @@ def test_more_than_min_free_are_taken_without_the_lock() -> None:
 
 def test_who_opens_is_woken_at_each_outcome_until_min_free_resources_exist() -> None:
     at = desk(limit=4, min_free=2)
-    opener = Caller()
+    opener, other = Caller(), Caller()
     assert at.ask(at.state.watch_min_free, opener)
+    assert at.ask(at.state.watch_min_free, other)
     at.created()
-    assert opener.woken == 1
+    assert (opener.woken, other.woken) == (1, 1)
     again = Caller()
     assert at.ask(at.state.watch_min_free, again)
     at.created()
@@ -1105,6 +1160,8 @@ def test_a_back_end_is_known_to_answer_for_so_long_after_a_create_or_a_check() -
     assert probe(at)[0] is True
     at.now += 5
     assert probe(at)[0] is True
+    at.lease()
+    assert watcher.woken == 1
 
 
 def test_a_pool_that_is_closed_or_down_does_not_answer() -> None:
@@ -1141,6 +1198,7 @@ def test_where_all_are_in_use_a_probe_learns_nothing_and_is_content() -> None:
     at.lease()
     at.now += 9
     assert probe(at)[0] is True
+    assert at.count("create") == 0
     at.come()
     assert probe(at)[0] is True, "that a creation is slow says nothing while others work"
     assert at.count("create") == 1
@@ -1223,6 +1281,17 @@ def test_where_a_failed_check_leaves_only_what_is_in_use_who_probes_is_let_go() 
     at.checked(healthy=False)
     assert (watcher.woken, watcher.error) == (1, None)
     assert at.count("check") == 0
+
+
+def test_nothing_is_created_for_who_probes_while_the_pool_is_suspended() -> None:
+    at = desk(has_check=True)
+    at.have_free(1)
+    at.now += 9
+    watcher = probe(at)[1]
+    at.ask(at.state.suspend)
+    at.checked(healthy=False)
+    assert at.count("create") == 0
+    assert (watcher.woken, watcher.error) == (1, None)
 
 
 def test_a_failed_check_with_nobody_who_probes_has_no_other_one_tried() -> None:
@@ -1632,6 +1701,14 @@ def test_a_lower_limit_is_not_exceeded_by_what_is_being_created() -> None:
     assert at.count("create") == 0
 
 
+def test_all_of_the_free_that_are_too_many_go_at_once() -> None:
+    at = desk(limit=4)
+    slots = at.have_free(4)
+    at.do(at.state.resize, 1)
+    assert at.asked[Action.CLEAN] == slots[:3]
+    assert at.free() == slots[3:]
+
+
 def test_min_free_is_kept_as_far_as_the_limit_allows() -> None:
     at = desk(limit=4, min_free=3)
     at.create_all()
@@ -1806,21 +1883,24 @@ def test_who_listens_for_other_things_leaves_the_fast_path_open() -> None:
 def test_who_listens_hears_of_refusals_timeouts_and_discards() -> None:
     at = desk(limit=1, max_waiting=0).listen()
     slot = at.lease()
-    with pytest.raises(TooManyWaiting):
-        at.come()
-    with pytest.raises(PoolTimeout):
-        at.come(0)
+    for _ in range(2):
+        with pytest.raises(TooManyWaiting):
+            at.come()
     at.do(at.state.resize, 2)
     at.come(2.0)
     at.later(2.0)
-    at.told()
+    assert at.told() == [
+        ("on_create", 0.0),
+        ("on_acquire", 0.0),
+        ("on_refuse", "full"),
+        ("on_refuse", "full"),
+        ("on_timeout", 2.0),
+    ]
     with pytest.raises(PoolTimeout):
         at.come(0)
     at.state.end(slot, at.now)
     at.do(at.state.discard, slot)
-    told = at.told()
-    assert ("on_timeout", 0.0) in told
-    assert ("on_discard", "discard") in told
+    assert at.told() == [("on_timeout", 0.0), ("on_release", 2.0), ("on_discard", "discard")]
 
 
 def test_a_lease_that_is_gone_without_having_ended_is_recovered_and_its_resource_destroyed() -> None:

@@ -14,14 +14,15 @@ import pytest
 
 from connectionpools_fastapi._ledger import Action
 from connectionpools_fastapi._state import State
-from tests.desk import Desk
+from tests.desk import Desk, Named
 from tests.support import Caller
 
 NEVER = float("inf")
+OWNER = Named("who holds everything")
 
 
 # What another thread does, in three parts: before the decision, within it, and after it, with the lock.
-Meanwhile = Callable[["Desk"], Generator[None]]
+Meanwhile = Callable[[Desk], Generator[None]]
 
 
 def gives_back(at: Desk) -> Generator[None]:
@@ -70,28 +71,40 @@ def takes_slowly(at: Desk) -> Generator[None]:
     yield
 
 
-def at_work(*, leased: bool, free: int) -> Desk:
-    """Return a pool with something in every place, of which the lock knows nothing to do."""
-    at = Desk(limit=3 + free + leased, has_check=True, check_after=100.0, max_hold=50.0, max_waiting=9)
+def at_work(*, leased: bool, free: int, busy: bool) -> Desk:
+    """Return a pool of which the lock knows nothing to do; a busy one creates one and checks one."""
+    at = Desk(limit=leased + free + 2 * busy, has_check=True, check_after=100.0, max_hold=50.0, max_waiting=9)
     at.is_trusted = True
     at.open()
-    slots = at.leases(1 + free + leased)
-    at.do(at.state.withdraw, at.come())
+    slots = [at.lease(owner=OWNER) for _ in range(leased + free + busy)]
+    if busy:
+        at.do(at.state.withdraw, at.come())
     for slot in slots[leased:]:
         at.give_back(slot)
-    at.ask(at.state.borrow, slots[-1])
-    at.asked[Action.CHECK].append(slots[-1])
-    at.do(at.state.resize, at.state.limit - 1)
+    if busy:
+        at.ask(at.state.borrow, slots[-1])
+        at.asked[Action.CHECK].append(slots[-1])
     assert not at.state.gate
-    assert (len(at.state.taken), len(at.free()), at.count("create"), at.count("check")) == (leased, free, 1, 1)
+    assert (len(at.state.taken), len(at.free())) == (leased, free)
+    assert (at.count("create"), at.count("check")) == (busy, busy)
     at.is_trusted = False
     return at
 
 
-def acquires(at: Desk) -> None:
+def newcomer() -> Caller:
     caller = Caller()
-    slot = at.state.acquire(caller, None, at.now)
-    assert slot is not None or caller in at.state.queue or caller.slot is not None
+    caller.owner = caller.request = caller
+    return caller
+
+
+def acquires(at: Desk) -> None:
+    at.state.acquire(newcomer(), None, at.now)
+
+
+def acquires_after_another_one(at: Desk) -> None:
+    first = newcomer()
+    if at.state.acquire(first, None, at.now) is None and at.state.acquire(newcomer(), None, at.now) is not None:
+        assert first.slot is not None, "somebody was overtaken"
 
 
 def looks_at_leases(at: Desk) -> None:
@@ -99,14 +112,15 @@ def looks_at_leases(at: Desk) -> None:
     at.state.tick(at.now)
 
 
-def walk(decide: Callable[[Desk], object], meanwhile: Meanwhile, *, leased: bool, free: int) -> None:
+def walk(decide: Callable[[Desk], object], meanwhile: Meanwhile, *, leased: bool, free: int, busy: bool = True) -> None:
     """Have another thread come in before each line of a decision, one after the other."""
     lines = 0
     while True:
-        at = at_work(leased=leased, free=free)
+        at = at_work(leased=leased, free=free, busy=busy)
         other = meanwhile(at)
         next(other)
         if not comes_in_between(partial(decide, at), lines, partial(next, other)):
+            assert lines > 0
             return
         next(other, None)
         at.carry_out()
@@ -138,27 +152,31 @@ def comes_in_between(decide: Callable[[], object], line: int, interrupt: Callabl
     return line < 0
 
 
-@pytest.mark.parametrize(
-    "meanwhile",
-    [gives_back, gives_back_after_it_saw_the_gate_open, takes_slowly, takes, takes_after_it_saw_the_gate_open],
-)
-@pytest.mark.parametrize(
-    "decide",
-    [
-        acquires,
-        lambda at: at.state.expire(at.now),
-        lambda at: at.state.resize(1, at.now),
-        lambda at: at.state.suspend(),
-        lambda at: at.state.create_failed(at.asked[Action.CREATE].pop(), OSError(), at.now),
-        lambda at: at.state.close(at.now),
-        looks_at_leases,
-    ],
-    ids=["acquire", "expire", "resize", "suspend", "create_failed", "close", "tick"],
-)
-def test_another_thread_may_take_or_give_back_between_any_two_lines_of_a_decision(
+GIVE = [gives_back, gives_back_after_it_saw_the_gate_open]
+TAKE = [takes, takes_after_it_saw_the_gate_open, takes_slowly]
+DECISIONS: dict[str, Callable[[Desk], object]] = {
+    "acquire": acquires,
+    "acquire twice": acquires_after_another_one,
+    "expire": lambda at: at.state.expire(at.now),
+    "resize": lambda at: at.state.resize(1, at.now),
+    "suspend": lambda at: at.state.suspend(),
+    "create_failed": lambda at: at.state.create_failed(at.asked[Action.CREATE].pop(), OSError(), at.now),
+    "close": lambda at: at.state.close(at.now),
+    "tick": looks_at_leases,
+}
+
+
+@pytest.mark.parametrize("meanwhile", GIVE + TAKE)
+@pytest.mark.parametrize("decide", DECISIONS.values(), ids=DECISIONS)
+def test_another_thread_may_come_in_between_any_two_lines_of_a_decision(
     decide: Callable[[Desk], object], meanwhile: Meanwhile
 ) -> None:
-    walk(decide, meanwhile, leased=True, free=0)
-    walk(decide, meanwhile, leased=True, free=1)
-    if meanwhile not in (gives_back, gives_back_after_it_saw_the_gate_open):
+    walk(decide, meanwhile, leased=True, free=meanwhile in TAKE)
+    if meanwhile in TAKE:
         walk(decide, meanwhile, leased=False, free=1)
+
+
+@pytest.mark.parametrize("meanwhile", GIVE)
+def test_another_thread_may_give_back_as_somebody_looks_whether_all_wait_for_each_other(meanwhile: Meanwhile) -> None:
+    walk(acquires, meanwhile, leased=True, free=0, busy=False)
+    walk(acquires_after_another_one, meanwhile, leased=True, free=0, busy=False)
