@@ -1175,10 +1175,12 @@ def test_a_pool_that_is_closed_or_down_does_not_answer() -> None:
 
 
 def test_a_suspended_pool_is_not_asked() -> None:
-    at = desk()
+    at = desk(has_check=True)
+    at.have_free(1)
+    at.now += 9
     at.ask(at.state.suspend)
     assert probe(at)[0] is True
-    assert at.count("create") == 0
+    assert at.count("check") == 0
 
 
 def test_where_nothing_exists_a_probe_creates_one_that_stays() -> None:
@@ -1433,6 +1435,14 @@ def test_what_is_written_off_counts_as_ended_and_its_holder_is_named() -> None:
     assert (stats.acquires, stats.releases, stats.leased, stats.use.sum) == (2, 2, 0, 6.0)
 
 
+def test_all_that_is_out_is_written_off() -> None:
+    at = desk()
+    slots = at.leases(2)
+    assert len(at.do(at.state.write_off, at.close())) == 2
+    assert [slot.generation for slot in slots] == [LOST, LOST]
+    assert not at.state.slots
+
+
 def test_what_was_written_off_is_cleaned_when_it_comes_back_and_not_told_again() -> None:
     at = desk().listen("on_release", "on_discard", "on_clean")
     slot = at.lease()
@@ -1565,6 +1575,17 @@ def vars_of(inherited: object) -> dict[str, Any]:
     return inherited
 
 
+def test_a_pool_that_has_nothing_of_the_parent_s_is_in_a_forked_child_what_it_was() -> None:
+    at = Desk()
+    assert at.state.fork() is None
+    assert at.status == "new"
+    at.open()
+    at.close()
+    at.state.closed()
+    assert at.state.fork() is None
+    assert at.status == "closed"
+
+
 def test_a_forked_child_creates_as_if_nothing_had_happened() -> None:
     at = desk(limit=2)
     for _ in range(2):
@@ -1601,6 +1622,24 @@ def test_calls_that_will_never_end_are_given_up() -> None:
     assert not at.state.creating
     assert at.state.totals.clean_failures == cleaning
     assert at.discards()["check"] == 1
+
+
+def test_all_calls_that_will_never_end_are_given_up_at_once() -> None:
+    at = desk(limit=8, has_check=True, has_change=True)
+    slots = at.leases(6)
+    for slot in slots[:4]:
+        at.give_back(slot)
+        at.changed()
+    for slot in slots[4:]:
+        at.give_back(slot)
+    for slot in slots[:2]:
+        at.ask(at.state.borrow, slot)
+    at.do(at.state.expire)
+    assert (len(at.state.checking), len(at.state.changing), len(at.state.cleaning)) == (2, 2, 2)
+    at.close()
+    at.do(at.state.abandon)
+    assert (len(at.state.checking), len(at.state.changing), len(at.state.cleaning)) == (0, 0, 4)
+    assert at.discards() == {"expire": 2, "check": 2, "change": 2}
 
 
 def test_a_change_that_will_never_end_is_told_to_who_waits_for_it_and_its_resource_cleaned() -> None:
@@ -1716,6 +1755,14 @@ def test_min_free_is_kept_as_far_as_the_limit_allows() -> None:
     assert len(at.free()) == 2
     at.do(at.state.resize, 4)
     assert at.count("create") == 1
+
+
+def test_who_opens_waits_for_no_more_than_the_limit_allows() -> None:
+    at = Desk(limit=4, min_free=3)
+    at.do(at.state.resize, 1)
+    at.open()
+    at.created()
+    assert not at.ask(at.state.watch_min_free, Caller())
 
 
 def test_all_wait_while_the_pool_is_suspended_and_are_served_in_order_afterwards() -> None:
@@ -1985,6 +2032,13 @@ def test_what_nobody_uses_is_cleaned_after_max_idle_but_for_min_free() -> None:
     assert at.discards() == {"max_idle": 2}
     assert slots[1] in at.free()
     assert at.state.next_deadline() == at.now + 4.9, "it is looked at again"
+
+
+def test_what_is_too_old_goes_for_that_reason_also_where_it_is_idle() -> None:
+    at = desk(max_lifetime=5.0, max_idle=5.0)
+    at.have_free(1)
+    at.later(5)
+    assert at.discards() == {"max_lifetime": 1}
 
 
 def test_what_is_idle_is_cleaned_as_soon_as_min_free_allows_it() -> None:

@@ -162,6 +162,7 @@ DECISIONS: dict[str, Callable[[Desk], object]] = {
     "suspend": lambda at: at.state.suspend(),
     "create_failed": lambda at: at.state.create_failed(at.asked[Action.CREATE].pop(), OSError(), at.now),
     "close": lambda at: at.state.close(at.now),
+    "write_off": lambda at: at.state.write_off(at.state.close(at.now), at.now),
     "tick": looks_at_leases,
 }
 
