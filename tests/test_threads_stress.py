@@ -46,14 +46,15 @@ ANSWERS = (PoolTimeout, ResourceUnavailable, WouldDeadlock)
 
 
 class FlakyBackend(PlainBackend):
-    """Hooks that fail once in a while."""
+    """Hooks that fail once in a while, as soon as the pool is open."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         self._chance = random.Random(seed)  # noqa: S311 - no secret
+        self.is_flaky = False
 
     def _fail(self, share: float) -> None:
-        if self._chance.random() < share:
+        if self.is_flaky and self._chance.random() < share:
             raise ConnectionError
 
     def create(self) -> Resource:
@@ -135,6 +136,7 @@ class Stress:
 
     def run(self) -> None:
         """Do it all at once: in six threads, in a loop of asyncio and in one of trio."""
+        self.backend.is_flaky = True
         calls = [partial(self.in_thread, number) for number in range(PLAIN_THREADS)]
         calls += [partial(self.in_loop_of, library, 100 * len(library)) for library in ("asyncio", "trio")]
         barrier = threading.Barrier(len(calls))
