@@ -129,10 +129,10 @@ def test_what_another_thread_took_and_put_back_meanwhile_is_found_by_the_next_ca
     first = at.come()
     at.state.free.append(slot)  # it was not fresh
     at.is_trusted = False
-    second = at.come()
+    assert at.do(at.state.try_acquire) is None
     assert at.asked[Action.CHECK] == [slot]
     at.checked()
-    assert (first.slot, second.slot) == (slot, None)
+    assert first.slot is slot
 
 
 def test_what_comes_back_is_handed_straight_to_who_waits_and_the_last_one_lets_the_gate_down() -> None:
@@ -929,7 +929,8 @@ def test_create_is_tried_again_once_when_the_pause_is_over() -> None:
     assert at.state.next_deadline() == at.now + 0.05
     at.later(0.04)
     assert at.count("create") == 0
-    at.later(0.011)
+    at.now = at.state.next_deadline()
+    at.later(0)
     assert at.count("create") == 1
     assert at.state.next_deadline() == NEVER
     at.later(9)
@@ -981,20 +982,18 @@ def test_there_is_no_try_where_there_is_no_room_for_it() -> None:
     at.give_back(second)
 
 
-def test_while_create_fails_each_free_resource_is_checked_before_its_next_use() -> None:
-    at = desk(limit=3, has_check=True, check_after=10.0)
-    free, held = at.leases(2)
-    at.give_back(free)
-    failing = at.come()
-    assert failing.slot is free
-    at.come()
-    at.give_back(free)
-    waits = at.come()
-    assert waits.slot is not None or at.waiting()
-    at.failed()
-    at.give_back(held)
-    assert at.state.take(at.now) is None
-    assert all(slot.fresh_until == float("-inf") for slot in at.free())
+def test_when_create_fails_each_free_resource_is_doubted_where_there_is_a_check() -> None:
+    for has_check in (True, False):
+        at = desk(limit=3, has_check=has_check, check_after=10.0)
+        slots = at.leases(2)
+        at.do(at.state.withdraw, at.come())
+        for slot in slots:
+            at.give_back(slot)
+        at.failed()
+        assert at.state.take(at.now) is None
+        assert (at.come().slot is None) == has_check
+        assert at.count("check") == has_check
+        assert (at.come().slot is None) == has_check
 
 
 def test_while_create_fails_use_proves_nothing_where_there_is_a_check() -> None:
@@ -1235,11 +1234,13 @@ def test_a_probe_waits_for_a_check_that_is_under_way() -> None:
 
 def test_while_create_fails_and_something_exists_a_probe_is_content() -> None:
     at = desk(has_check=True, limit=2, check_after=0.0)
-    at.lease()
+    slot = at.lease()
     at.come()
     at.failed()
+    at.give_back(slot)
     at.now += 9
     assert probe(at)[0] is True
+    assert at.count("check") == 0
 
 
 def test_who_probes_in_vain_for_too_long_is_told_that_nothing_answers() -> None:
@@ -1536,13 +1537,13 @@ def test_a_drain_waits_for_all_that_existed_and_for_nothing_newer() -> None:
 def test_a_drainer_that_gave_up_is_not_woken() -> None:
     at = desk()
     at.have_free(1)
-    gone, stays = Caller(), Caller()
+    gone, stays, stays_too = Caller(), Caller(), Caller()
     generation = at.do(at.state.expire)
-    at.ask(at.state.wait_gone, gone, generation)
-    at.ask(at.state.wait_gone, stays, generation)
+    for drainer in (gone, stays, stays_too):
+        at.ask(at.state.wait_gone, drainer, generation)
     at.ask(at.state.forget, gone)
     at.cleaned()
-    assert (gone.woken, stays.woken) == (0, 1)
+    assert (gone.woken, stays.woken, stays_too.woken) == (0, 1, 1)
 
 
 def test_a_forked_child_begins_anew_with_the_same_settings() -> None:
@@ -1782,6 +1783,17 @@ def test_all_wait_while_the_pool_is_suspended_and_are_served_in_order_afterwards
     assert at.status == "open"
     assert {first.slot, second.slot} == {free, held}
     assert at.created() is third.slot
+
+
+def test_after_a_suspension_all_that_is_wanted_is_checked_at_once() -> None:
+    at = desk(limit=3, has_check=True, check_after=1.0)
+    at.have_free(3)
+    at.now += 2
+    at.ask(at.state.suspend)
+    at.come()
+    at.come()
+    at.do(at.state.resume)
+    assert at.count("check") == 2
 
 
 def test_who_waits_for_a_suspended_pool_is_timed_out_with_that_reason() -> None:
@@ -2136,6 +2148,7 @@ def test_who_holds_for_too_long_is_warned_of_once_for_each_lease() -> None:
     at.later(0.1)
     (hold,) = at.asked[Action.WARN]
     assert (hold.holder, hold.age) == ("GET /items", 5.0)
+    assert not at.state.gate
     assert at.state.next_deadline() == at.now + 5
     at.later(5)
     assert at.count("warn") == 1
