@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.servers import postgres_url  # noqa: F401 - a fixture
+from tests.servers import postgres_url, redis_url  # noqa: F401 - fixtures
 from tests.support import jumping
 
 # A failure prints how to run it again; random runs stay random.

