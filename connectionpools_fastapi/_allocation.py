@@ -303,8 +303,7 @@ class Allocation(Ledger[T]):
         self.todo.append((Action.WAKE, waiter))
 
     def _fail(self, waiter: Waiter[T], error: PoolError) -> None:
-        if waiter in self.queue:
-            self.queue.leave(waiter)
+        self.queue.leave(waiter)
         waiter.error = error
         self.todo.append((Action.WAKE, waiter))
 

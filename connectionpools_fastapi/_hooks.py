@@ -118,10 +118,8 @@ class Hooks(Generic[T]):
             PoolConfigError: If it returns None.
         """
         delivery = _Delivery(on_late)
-        hook = self._hooks["create"]
-        assert hook is not None  # noqa: S101 - for the type checker: create is required
         try:
-            resource: T = await self._call("create", delivery.wrap(hook))
+            resource: T = await self._call("create", delivery.wrap(self._hook("create")))
         except BaseException as error:
             if isinstance(error, HookTimeout) or not isinstance(error, Exception):  # it was cut off
                 delivery.refuse()
@@ -133,21 +131,22 @@ class Hooks(Generic[T]):
 
     async def check(self, resource: T) -> bool:
         """Say whether a resource may be used; raises what the hook raises."""
-        hook = self._hooks["check"]
-        if hook is None:
-            return True
-        verdict = await self._call("check", partial(hook, resource))
+        verdict = await self._call("check", partial(self._hook("check"), resource))
         return verdict is None or bool(verdict)
 
     async def change(self, resource: T) -> None:
         """Make a resource ready for its next user; raises what the hook raises."""
-        if (hook := self._hooks["change"]) is not None:
-            await self._call("change", partial(hook, resource))
+        await self._call("change", partial(self._hook("change"), resource))
 
     async def clean(self, resource: T) -> None:
         """Destroy a resource; raises what the hook raises."""
-        if (hook := self._hooks["clean"]) is not None:
-            await self._call("clean", partial(hook, resource))
+        if self._hooks["clean"] is not None:
+            await self._call("clean", partial(self._hook("clean"), resource))
+
+    def _hook(self, name: str) -> Callable[..., Any]:
+        hook = self._hooks[name]
+        assert hook is not None  # noqa: S101 - the state asks for no check or change where there is none
+        return hook
 
     def _on_thread(self, name: str) -> bool:
         # What an event loop made must not be touched from a thread, so the other hooks of such
@@ -189,7 +188,8 @@ class Hooks(Generic[T]):
         except RuntimeError:
             if has_begun:
                 raise
-            result = hook()  # no thread can be started any more: the interpreter is at its end
+            # No thread can be started any more: the interpreter is at its end.
+            result = hook()  # pragma: no cover - in a process of its own, see tests/test_garbage.py
         return result
 
     def _threads(self) -> anyio.CapacityLimiter:

@@ -116,7 +116,7 @@ class Keeper(Generic[T]):
         self._due = float("inf")
         self._hooks.enter_loop(loop)
 
-    def fork(self) -> None:
+    def fork(self) -> None:  # pragma: no cover - in a process of its own, see tests/test_fork.py
         """Begin anew in a forked child, whose only thread is this one."""
         _keep_for_good([self._state.fork(), self.loop, self._timer])
         self._lock = threading.Lock()  # somebody may have held the old one
@@ -159,9 +159,8 @@ class Keeper(Generic[T]):
             self._decide(self._state.withdraw, waiter, self._clock())
 
     def _start(self, action: Action, subject: Slot[T] | Creation) -> None:
+        assert self.loop is not None  # noqa: S101 - nothing is to be done before it is open
         try:
-            if self.loop is None:
-                raise RuntimeError
             self.loop.spawn(partial(self._perform, action, subject))
         except RuntimeError:
             self._report(action, subject, self.orphaned())
@@ -230,9 +229,9 @@ class Keeper(Generic[T]):
             except Exception as error:  # noqa: BLE001 - whatever a hook raises
                 logger.warning("pool %r: clean failed with %s", self._state.policy.name, describe(error))
 
+        assert self.loop is not None  # noqa: S101 - in which it was to be created
         try:
-            if self.loop is not None:
-                self.loop.spawn(clean)
+            self.loop.spawn(clean)
         except RuntimeError:
             logger.warning("pool %r: a resource was created too late to be cleaned", self._state.policy.name)
 
@@ -242,9 +241,7 @@ class Keeper(Generic[T]):
         The garbage collector says so, anywhere and at any moment, so no lock may be taken here.
         """
         self._lost.append(lease)
-        if self.loop is not None:
-            with suppress(RuntimeError):  # it has ended; then there is nobody to miss the resource
-                self.loop.call_soon(self._recover)
+        self._call_soon(self._recover)
 
     def _recover(self) -> None:
         while self._lost:
@@ -268,15 +265,16 @@ class Keeper(Generic[T]):
     # --- the timer ------------------------------------------------------------------------
 
     def _set_timer(self) -> None:
-        try:
-            if self.loop is None:
-                return
-            if self.loop.is_here():
-                self._wind()
-            else:
-                self.loop.call_soon(self._wind)
-        except RuntimeError:
-            return  # the loop has ended; tasks of other loops, and threads, watch their own time
+        if self.loop is not None and self.loop.is_here():
+            self._wind()
+        else:
+            self._call_soon(self._wind)
+
+    def _call_soon(self, call: Callable[[], None]) -> None:
+        # A loop that has ended calls nobody: tasks of other loops, and threads, watch their own time.
+        with suppress(RuntimeError):
+            if self.loop is not None:
+                self.loop.call_soon(call)
 
     def _wind(self) -> None:
         if self._timer is not None:
@@ -294,16 +292,16 @@ class Keeper(Generic[T]):
         self._state.tick(now)
 
 
-def _keep_for_good(inherited: object) -> None:
+def _keep_for_good(inherited: object) -> None:  # pragma: no cover - as above
     # Drivers say goodbye to their server as they are destroyed, which would end the parent's
     # session: so not even the end of the process may destroy what is the parent's.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
 
 
-def _fork_all() -> None:
+def _fork_all() -> None:  # pragma: no cover - as above
     for keeper in tuple(_KEEPERS):
         keeper.fork()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows, which does not fork
     os.register_at_fork(after_in_child=_fork_all)

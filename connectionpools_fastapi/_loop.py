@@ -106,8 +106,7 @@ class AsyncioLoop(Loop):
         except asyncio.CancelledError:
             # `asyncio.run` ends: it waits for the tasks that it cancels, but not for those
             # that these have started meanwhile, say to clean what could not be changed.
-            if task := asyncio.current_task():
-                self._tasks.discard(task)
+            self._tasks.discard(asyncio.current_task())
             if self._tasks:
                 await asyncio.wait(self._tasks)
             raise
@@ -189,12 +188,12 @@ def _in_trio() -> bool:
 _ENDED: list[object] = []
 
 
-def _fork() -> None:
+def _fork() -> None:  # pragma: no cover - in a process of its own, see tests/test_fork.py
     if _in_trio():
         _ENDED.append(sys.modules["trio"].lowlevel.current_trio_token())
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows, which does not fork
     os.register_at_fork(after_in_child=_fork)
 
 

@@ -56,12 +56,13 @@ class RequestLeases:
     their first and wait for their second.
     """
 
-    __slots__ = ("_inbox", "_leases", "_until_response")
+    __slots__ = ("_inbox", "_leases", "_running", "_until_response")
 
     def __init__(self, inbox: Inbox | None) -> None:
         self._inbox = inbox  # the middleware's, where there is one
         self._leases: dict[ConnectionPool[Any], _Shared] = {}
         self._until_response: list[ConnectionPool[Any]] = []
+        self._running = 0  # endpoints that use them and have not returned
 
     @classmethod
     def of(cls, scope: Scope) -> "RequestLeases":
@@ -127,8 +128,20 @@ class RequestLeases:
     async def enter_until_response(self, pool: ConnectionPool[T], scope: Scope) -> T:
         """Use the lease until just before the last part of the response."""
         resource = await self.enter(pool, scope)
+        # FastAPI's own stack of what ends with the endpoint; not documented, as old as scopes of dependencies.
+        if not self._until_response and (stack := scope.get("fastapi_function_astack")) is not None:
+            self._running += 1
+            stack.callback(self._returned)
         self._until_response.append(pool)
         return resource
+
+    def _returned(self) -> None:
+        self._running -= 1
+
+    def end_body(self) -> None:
+        """End the response, unless it is not the endpoint's: a middleware may answer while that still runs."""
+        if not self._running:
+            self.end_response()
 
     def end_response(self) -> None:
         """Give back what was only leased until now."""

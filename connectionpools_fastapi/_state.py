@@ -45,7 +45,7 @@ class State(Allocation[T]):
             self._tell_watchers(report.not_open(self))
         return self.expire(now)
 
-    def fork(self) -> object:
+    def fork(self) -> object:  # pragma: no cover - in a process of its own, see tests/test_fork.py
         """Begin anew in a forked child; returns what is the parent's, and must not even be destroyed here."""
         if self.status is Status.NEW or self.is_over():
             return None  # there is nothing of the parent's

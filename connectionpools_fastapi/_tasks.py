@@ -58,7 +58,7 @@ class TaskFront(Front[T]):
         a closed pool does nothing, nor to close one that is the parent's of this process.
         """
         if self._state.status is Status.FORKED:
-            return
+            return  # pragma: no cover - in a process of its own, see tests/test_fork.py
         generation = self._commit(self._begin_close, self._clock())
         try:
             await self._wait_gone(generation, self._policy.close_timeout)

@@ -129,7 +129,7 @@ class PoolMiddleware:
             nonlocal begun
             kind = message["type"]
             if kind in PARTS and not message.get("more_body"):
-                leases.end_response()
+                leases.end_body()
             elif kind in BEGINNINGS:
                 begun = kind
             await send(message)

@@ -15,7 +15,7 @@ from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, HTTPException,
 from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.testclient import TestClient
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
@@ -729,3 +729,37 @@ async def test_an_application_whose_pool_is_overridden_needs_no_pool() -> None:
     app.get("/")(json_async)
     with override_leased(app, "db", lambda: "fake"):
         assert (await ask(app)).status == 200
+
+
+async def test_what_an_endpoint_still_uses_is_leased_to_nobody_though_a_middleware_has_answered_in_its_place() -> None:
+    class TimeLimit(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+            with anyio.CancelScope() as scope:
+                request.state.time_is_up = scope.cancel
+                return await call_next(request)
+            return PlainTextResponse("late", status_code=504)
+
+    pool = things(1)
+    app = FastAPI()
+    app.add_middleware(TimeLimit)  # inside of the pool's own
+    install_pools(app, pool)
+    answered, go_on = anyio.Event(), anyio.Event()
+
+    @app.get("/")
+    async def endpoint(request: Request, _: Annotated[Thing, Leased(pool)]) -> None:
+        request.state.time_is_up()
+        with anyio.CancelScope(shield=True):
+            await go_on.wait()
+
+    async with started(app) as served:
+        async with anyio.create_task_group() as group:
+
+            async def request() -> None:
+                assert (await ask(served, on_send=lambda _: answered.set())).status == 504
+
+            group.start_soon(request)
+            await answered.wait()
+            await settled()
+            assert pool.stats().leased == 1
+            go_on.set()
+        assert pool.stats().leased == 0

@@ -1,0 +1,220 @@
+"""What happens once in a year: another thread in between, a loop that is gone, a caller that is interrupted."""
+
+import asyncio
+import gc
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+from weakref import ref
+
+import anyio
+import pytest
+
+from connectionpools_fastapi import ConnectionPool, PoolConfigError, WrongEventLoop
+from connectionpools_fastapi._waiters import ThreadWaiter
+from tests.support import SECRET, Backend, PlainBackend, Resource, check, held, settled
+
+
+class Once:
+    """Lets something happen after the first call of a method, as another thread might."""
+
+    def __init__(self, method: Callable[..., Any], then: Callable[[], Any]) -> None:
+        self._method = method
+        self._then = then
+        self.is_over = False
+
+    def __call__(self, *args: Any) -> Any:
+        result = self._method(*args)
+        if not self.is_over:
+            self.is_over = True
+            self._then()
+        return result
+
+
+@pytest.mark.anyio
+async def test_a_waiter_that_comes_just_as_a_resource_is_put_back_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with PlainBackend().pool(limit=1, blocking=False, timeout=20) as pool, anyio.create_task_group() as group:
+        lease = pool.lease()
+        await lease.__aenter__()
+        # The gate is raised, and a waiter queued, after the resource was found to be unwanted and put back.
+        served = anyio.Event()
+
+        async def wait() -> None:
+            async with pool.lease():
+                served.set()
+
+        group.start_soon(wait)
+        await settled()
+        state = pool._state
+        waiter = state.queue.head()
+        state.queue._waiters.clear()
+        state.gate = False
+
+        def come() -> None:
+            state.queue._waiters[waiter] = None
+            state.gate = True
+
+        monkeypatch.setattr(state, "put_back", Once(state.put_back, come))
+        lease.release_nowait()
+        with anyio.fail_after(10):
+            await served.wait()
+
+
+@pytest.mark.anyio
+async def test_a_lease_that_was_lost_and_ended_by_its_resource_all_the_same_is_not_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with Backend().pool(limit=1) as pool:
+        resource = await pool.lease().__aenter__()
+        gc.collect()
+        await pool.release(resource)  # before the loop has had time to recover it
+        await settled()
+        assert pool.stats().discards["leak"] == 0
+        check(pool)
+    assert caplog.messages == []
+
+
+def test_a_lease_of_a_pool_that_is_in_no_loop_may_be_lost() -> None:
+    pool = Backend().pool()
+    pool._keeper.lose(ref(pool))
+    assert pool.status == "new"
+
+
+def test_a_timer_is_not_set_in_a_loop_that_the_pool_has_left() -> None:
+    with PlainBackend().pool(limit=1) as pool:
+        pool._keeper._wind()  # as the loop before calls it, a moment too late
+        assert pool._keeper._timer is None
+
+
+def test_a_thread_that_is_interrupted_while_it_waits_leaves_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: ThreadWaiter[Resource], __: float | None) -> bool:
+        raise KeyboardInterrupt
+
+    with PlainBackend().pool(limit=1) as pool:
+        resource = pool.acquire_sync()
+        with monkeypatch.context() as patch:
+            patch.setattr(ThreadWaiter, "wait", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                pool.acquire_sync()
+        assert pool.waiting == 0
+        pool.release_sync(resource)
+        check(pool)
+
+
+def test_a_lease_is_entered_once_also_in_a_thread() -> None:
+    with PlainBackend().pool(limit=1) as pool:
+        lease = pool.lease()
+        with lease:
+            pass
+        with pytest.raises(PoolConfigError, match="can be used once"):
+            lease.__enter__()
+
+
+def test_a_thread_does_not_wait_for_a_loop_that_has_stopped_for_good() -> None:
+    pool = PlainBackend().pool(limit=1, min_free=1)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(pool.open())
+    with pytest.raises(WrongEventLoop, match="has ended"):
+        pool.drain_sync()
+    loop.run_until_complete(pool.close())
+    loop.close()
+
+
+def test_a_generator_that_ends_in_the_pool_s_own_loop_does_not_block_it() -> None:
+    backend = PlainBackend()
+    with backend.pool("change", limit=1, timeout=20) as pool:
+        lease = pool.lease()
+        lease.__enter__()
+        ended = threading.Event()
+
+        def end() -> None:
+            lease.__exit__(None, None, None)
+            ended.set()
+
+        loop = pool._keeper.loop
+        assert loop is not None
+        loop.call_soon(end)
+        assert ended.wait(10)
+        with pool.lease() as resource:
+            assert resource.uses == 1
+
+
+class Late:
+    """A `create` on a thread that answers after its time is over."""
+
+    def __init__(self, made: object) -> None:
+        self._made = made
+        self.go_on = threading.Event()
+        self.is_over = threading.Event()
+        self.cleaned: list[object] = []
+
+    def create(self) -> object:
+        self.go_on.wait(20)
+        try:
+            return self._made
+        finally:
+            self.is_over.set()
+
+    def pool(self, **options: Any) -> ConnectionPool[Any]:
+        return ConnectionPool(create=self.create, hook_timeout=0.01, timeout=20, name="db", **options)
+
+
+async def give_up_on(pool: ConnectionPool[Any]) -> None:
+    await pool.open()
+    with pytest.raises(Exception, match="create took longer than hook_timeout"):
+        await pool.acquire()
+
+
+def test_what_is_created_after_the_end_of_the_loop_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    late = Late("a connection")
+    pool = late.pool(clean=late.cleaned.append)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(give_up_on(pool))
+    loop.close()
+    late.go_on.set()
+    late.is_over.wait(20)
+    for thread in threading.enumerate():
+        if "AnyIO" in thread.name:
+            thread.join(0.1)
+    assert "pool 'db': a resource was created too late to be cleaned" in caplog.messages
+
+
+@pytest.mark.parametrize("made", ["a connection", None])
+def test_what_is_created_too_late_is_cleaned_even_where_that_fails(
+    made: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    late = Late(made)
+    called = threading.Event()
+
+    def clean(resource: str) -> None:
+        late.cleaned.append(resource)
+        called.set()
+        raise ConnectionError(SECRET)
+
+    async def live() -> None:
+        pool = late.pool(clean=clean)
+        await give_up_on(pool)
+        late.go_on.set()
+        await asyncio.to_thread(late.is_over.wait, 20)
+        if made is not None:
+            await asyncio.to_thread(called.wait, 20)
+        await pool.close()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})  # the one that cleans
+
+    with caplog.at_level(logging.WARNING, logger="connectionpools_fastapi"):
+        asyncio.run(live())
+    assert ("pool 'db': clean failed with ConnectionError" in caplog.messages) == (made is not None)
+    assert late.cleaned == ([] if made is None else [made])
+    assert SECRET not in caplog.text
+
+
+@pytest.mark.anyio
+async def test_a_broken_invariant_is_named() -> None:
+    async with Backend().pool(limit=1) as pool, held(pool):
+        slot = next(iter(pool._state.taken.values()))
+        pool._state.free.append(slot)
+        with pytest.raises(AssertionError, match="broken: each slot is in one place"):
+            check(pool)
+        pool._state.free.clear()
+        check(pool)
