@@ -5,13 +5,16 @@ moments is met, every time, and none is left to chance.
 """
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from functools import partial
+from itertools import count
 from types import FrameType
 from typing import Any
 
 import pytest
 
+from connectionpools_fastapi import WouldDeadlock
 from connectionpools_fastapi._ledger import Action
 from connectionpools_fastapi._state import State
 from tests.desk import Desk, Named
@@ -107,25 +110,43 @@ def acquires_after_another_one(at: Desk) -> None:
         assert first.slot is not None, "somebody was overtaken"
 
 
+def acquires_as_the_one_who_holds(at: Desk) -> None:
+    caller = newcomer()
+    caller.owner = OWNER
+    with suppress(WouldDeadlock):
+        at.state.acquire(caller, None, at.now)
+
+
+def create_fails(at: Desk) -> None:
+    at.state.create_failed(at.asked[Action.CREATE].pop(), OSError(), at.now)
+
+
 def looks_at_leases(at: Desk) -> None:
     at.now += 50
     at.state.tick(at.now)
 
 
-def walk(decide: Callable[[Desk], object], meanwhile: Meanwhile, *, leased: bool, free: int, busy: bool = True) -> None:
-    """Have another thread come in before each line of a decision, one after the other."""
-    lines = 0
-    while True:
+def moments(
+    decide: Callable[[Desk], object], meanwhile: Meanwhile, *, leased: bool, free: int, busy: bool = True
+) -> Iterator[Desk]:
+    """Yield what became of it where another thread came in before the first line of a decision, the second, ..."""
+    for line in count():
         at = at_work(leased=leased, free=free, busy=busy)
         other = meanwhile(at)
         next(other)
-        if not comes_in_between(partial(decide, at), lines, partial(next, other)):
-            assert lines > 0
+        if not comes_in_between(partial(decide, at), line, partial(next, other)):
+            assert line > 0
             return
         next(other, None)
         at.carry_out()
         assert not at.state.taken or at.state.next_deadline() < NEVER, "nobody looks who holds for too long"
-        lines += 1
+        yield at
+
+
+def walk(decide: Callable[[Desk], object], meanwhile: Meanwhile, *, leased: bool, free: int, busy: bool = True) -> None:
+    """See that what always holds does so at each of these moments."""
+    for _ in moments(decide, meanwhile, leased=leased, free=free, busy=busy):
+        pass
 
 
 def comes_in_between(decide: Callable[[], object], line: int, interrupt: Callable[[], object]) -> bool:
@@ -160,9 +181,10 @@ DECISIONS: dict[str, Callable[[Desk], object]] = {
     "expire": lambda at: at.state.expire(at.now),
     "resize": lambda at: at.state.resize(1, at.now),
     "suspend": lambda at: at.state.suspend(),
-    "create_failed": lambda at: at.state.create_failed(at.asked[Action.CREATE].pop(), OSError(), at.now),
+    "create_failed": create_fails,
     "close": lambda at: at.state.close(at.now),
     "write_off": lambda at: at.state.write_off(at.state.close(at.now), at.now),
+    "lose": lambda at: at.state.lose(object(), at.now),
     "tick": looks_at_leases,
 }
 
@@ -177,7 +199,19 @@ def test_another_thread_may_come_in_between_any_two_lines_of_a_decision(
         walk(decide, meanwhile, leased=False, free=1)
 
 
+# Who has seen the gate open, and then takes it after all was looked at, is looked at with the next one who leases.
+@pytest.mark.parametrize("meanwhile", [takes, takes_slowly])
+def test_another_thread_may_take_as_somebody_finds_that_nobody_holds_anything(meanwhile: Meanwhile) -> None:
+    walk(looks_at_leases, meanwhile, leased=False, free=1, busy=False)
+
+
+def test_what_another_thread_gives_back_as_create_fails_is_checked_before_its_next_use() -> None:
+    for at in moments(create_fails, gives_back, leased=True, free=1):
+        assert at.state.take(at.now) is None
+        assert at.do(at.state.try_acquire) is None
+
+
 @pytest.mark.parametrize("meanwhile", GIVE)
 def test_another_thread_may_give_back_as_somebody_looks_whether_all_wait_for_each_other(meanwhile: Meanwhile) -> None:
-    walk(acquires, meanwhile, leased=True, free=0, busy=False)
-    walk(acquires_after_another_one, meanwhile, leased=True, free=0, busy=False)
+    for decide in (acquires, acquires_after_another_one, acquires_as_the_one_who_holds):
+        walk(decide, meanwhile, leased=True, free=0, busy=False)
