@@ -17,6 +17,9 @@ from typing import Any, Protocol, TypeVar
 
 from ._waiters import AsyncioWaiter, TaskWaiter
 
+# After how long a thread that waits for a loop looks whether that still runs, in seconds.
+PATIENCE = 1.0
+
 R = TypeVar("R")
 Job = Callable[[], Coroutine[Any, Any, None]]
 
@@ -122,7 +125,7 @@ class AsyncioLoop(Loop):
             coroutine.close()
             raise LoopEnded from None
         try:
-            while not concurrent.futures.wait([future], timeout=1).done:
+            while not concurrent.futures.wait([future], timeout=PATIENCE).done:
                 if not self._loop.is_running():  # it has forgotten what it was to call
                     coroutine.close()
                     raise LoopEnded

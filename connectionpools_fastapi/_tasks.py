@@ -41,8 +41,7 @@ class TaskFront(Front[T]):
             waiter: TaskWaiter[T] = task_waiter()
             while waiter.error is None and self._commit(self._state.watch_min_free, waiter):
                 await waiter.wait()
-                if waiter.error is None:
-                    waiter = task_waiter()
+                waiter = task_waiter()
             if waiter.error is not None:
                 raise waiter.error
         except BaseException:

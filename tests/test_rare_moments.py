@@ -12,8 +12,9 @@ import anyio
 import pytest
 
 from connectionpools_fastapi import ConnectionPool, PoolConfigError, WrongEventLoop
+from connectionpools_fastapi._loop import LoopEnded, PrivateLoop
 from connectionpools_fastapi._waiters import ThreadWaiter
-from tests.support import SECRET, Backend, PlainBackend, Resource, check, held, settled
+from tests.support import SECRET, Backend, PlainBackend, Resource, check, held, same, settled
 
 
 class Once:
@@ -109,6 +110,102 @@ def test_a_lease_is_entered_once_also_in_a_thread() -> None:
             pass
         with pytest.raises(PoolConfigError, match="can be used once"):
             lease.__enter__()
+
+
+def test_a_thread_waits_for_a_loop_as_long_as_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("connectionpools_fastapi._loop.PATIENCE", 0.0001)
+    backend = PlainBackend()
+    cleaning, go_on = threading.Event(), threading.Event()
+
+    def clean(resource: Resource) -> None:
+        cleaning.set()
+        go_on.wait(20)
+        backend.clean(resource)
+
+    pool = ConnectionPool(create=backend.create, clean=clean, min_free=1)
+    with pool:
+        thread = threading.Thread(target=pool.drain_sync)
+        thread.start()
+        assert cleaning.wait(20)
+        thread.join(0.01)  # it looks again and again, and goes on waiting
+        assert thread.is_alive()
+        go_on.set()
+        thread.join(20)
+        assert same(backend.cleaned, backend.created[:1])
+
+
+def test_a_private_loop_ends_when_its_hooks_have_ended() -> None:
+    loop = PrivateLoop("db")
+    begun, ended = threading.Event(), threading.Event()
+    go_on = asyncio.Event()
+
+    async def hook() -> None:
+        begun.set()
+        await go_on.wait()
+        ended.set()
+
+    loop.spawn(hook)
+    assert begun.wait(20)
+    loop.stop_soon()
+    assert not loop.has_ended()
+    loop.call_soon(go_on.set)
+    loop.stop()
+    assert ended.is_set()
+    assert loop.has_ended()
+
+
+def test_a_pool_that_was_opened_by_a_thread_may_be_opened_by_a_loop_while_a_lease_is_still_out() -> None:
+    backend = PlainBackend()
+    pool = backend.pool(limit=1, close_timeout=0, blocking=False)
+    pool.open_sync()
+    late = pool.acquire_sync()
+    pool.close_sync()
+    thread = pool._keeper.loop._thread  # type: ignore[union-attr] # a private loop's
+
+    async def live() -> None:
+        async with pool, pool.lease() as resource:
+            assert resource is not late
+        await pool.release(late)
+        await settled()
+
+    asyncio.run(live())
+    thread.join(20)
+    assert not thread.is_alive()
+    assert same(backend.cleaned, backend.created)
+
+
+def test_a_def_hook_that_raises_on_its_thread_is_called_once() -> None:
+    calls: list[int] = []
+
+    def change(_: object) -> None:
+        calls.append(1)
+        raise RuntimeError(SECRET)  # as is raised where no thread can be started
+
+    with ConnectionPool(create=object, change=change, limit=1) as pool, pool.lease():
+        pass
+    assert calls == [1]
+
+
+def test_a_pool_that_was_never_opened_has_nothing_to_drain_or_close() -> None:
+    pool = PlainBackend().pool()
+    pool.drain_sync()
+    pool.close_sync()
+    assert pool.status == "new"
+
+
+def test_a_pool_that_another_thread_has_closed_meanwhile_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = PlainBackend().pool(limit=1)
+    pool.open_sync()
+    run = PrivateLoop.run
+
+    def be_late(loop: PrivateLoop, job: Any) -> None:
+        run(loop, job)
+        loop.stop()
+        raise LoopEnded
+
+    monkeypatch.setattr(PrivateLoop, "run", be_late)
+    pool.close_sync()
+    assert pool.status == "closed"
 
 
 def test_a_thread_does_not_wait_for_a_loop_that_has_stopped_for_good() -> None:
