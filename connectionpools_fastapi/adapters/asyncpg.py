@@ -1,0 +1,252 @@
+"""AsyncpgManager: connections of asyncpg to PostgreSQL; needs the extra `asyncpg`."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Literal
+
+from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
+from connectionpools_fastapi.manager import ResourceManager
+
+try:
+    import asyncpg  # type: ignore[import-untyped] # has no types
+    from asyncpg.protocol.protocol import PreparedStatementState  # type: ignore[import-untyped] # as above
+
+    if not hasattr(asyncpg.Connection, "get_reset_query"):
+        raise ImportError(f"asyncpg {asyncpg.__version__} is too old")
+except ImportError as _error:
+    msg = (
+        "connectionpools_fastapi.adapters.asyncpg needs asyncpg 0.30 or newer: "
+        "pip install 'connectionpools-fastapi[asyncpg]'"
+    )
+    raise ImportError(msg) from _error
+
+# As DISCARD ALL, but for the prepared statements that asyncpg itself has made and counts on. Others
+# are looked for last of all, since that is the statement whose outcome asyncpg tells.
+RESET = """
+SET SESSION AUTHORIZATION DEFAULT;
+RESET ROLE;
+RESET ALL;
+CLOSE ALL;
+UNLISTEN *;
+SELECT pg_catalog.pg_advisory_unlock_all();
+DISCARD TEMP;
+DISCARD SEQUENCES;
+SELECT FROM pg_catalog.pg_prepared_statement() WHERE pg_catalog.left(name, 10) OPERATOR(pg_catalog.<>) '__asyncpg_'
+"""
+NONE_FOUND = "SELECT 0"
+
+CONNECT_WITHIN = 5.0
+CLOSE_WITHIN = 2.0
+
+Dsn = str | Callable[[], str | Awaitable[str]]
+
+
+class AsyncpgManager(ResourceManager[asyncpg.Connection]):
+    """Connects to PostgreSQL by asyncpg, and lets no lease see what an earlier one has left behind.
+
+    Either `reset` rolls back a transaction that is still open (asyncpg reports it to the
+    event loop's exception handler) and takes away the listeners and loggers that a lease
+    has added. Beyond that:
+
+    - "session" brings back all that PostgreSQL keeps of a session, in one round trip: role,
+      settings, temporary tables, advisory locks, LISTEN, cursors, sequences. `asyncpg.Pool`
+      does less in as many: it leaves SET ROLE and temporary tables behind. Statements that
+      asyncpg has prepared stay prepared, so that no lease has to prepare them again.
+    - "transaction" leaves these as they are, and makes no round trip where no transaction
+      is open: for applications none of whose leases changes its session.
+
+    Not reset but destroyed is a connection that is busy, whose query was just cancelled (the
+    server is told to cancel it too), on which a lease has set type codecs, or has prepared
+    statements under names of its own.
+
+    Example:
+        ```python
+        db = ConnectionPool(AsyncpgManager("postgresql://user:password@host/database"), limit=10, name="db")
+        ```
+    """
+
+    def __init__(
+        self,
+        dsn: Dsn | None = None,
+        *,
+        reset: Literal["session", "transaction"] = "session",
+        init: Callable[[asyncpg.Connection], Awaitable[object]] | None = None,
+        **options: Any,
+    ) -> None:
+        """Describe the connections; they are made later.
+
+        Args:
+            dsn: Where to connect to. A callable, plain or async, is asked anew for each
+                connection, since credentials may have been rotated; a plain one must not
+                block. None leaves it to `options` and to asyncpg's defaults.
+            reset: What a lease may not leave behind: anything of its "session", or only a
+                "transaction".
+            init: Is given each new connection, for type codecs and query loggers, which
+                stay. Settings go to `server_settings`: a reset takes back what `init` sets.
+            **options: For `asyncpg.connect`, such as `ssl`, `server_settings` or
+                `command_timeout`; `timeout`, for connecting, is 5 seconds by default.
+
+        Raises:
+            PoolConfigError: If `reset` or an option is not one that there is.
+        """
+        if reset not in {"session", "transaction"}:
+            raise PoolConfigError(f"AsyncpgManager: reset must be 'session' or 'transaction', got {reset!r}")
+        unknown = sorted(options.keys() - inspect.signature(asyncpg.connect).parameters)
+        if unknown:
+            raise PoolConfigError(f"AsyncpgManager: asyncpg.connect takes no {', '.join(unknown)}")
+        self._dsn = dsn
+        self._resets_session = reset == "session"
+        self._init = init
+        self._options = {"timeout": CONNECT_WITHIN, **options}
+        self._options["connection_class"] = _leasable(options.get("connection_class", asyncpg.Connection))
+
+    async def create(self) -> asyncpg.Connection:
+        """Connect.
+
+        Returns:
+            The new connection.
+
+        Raises:
+            PoolConfigError: If the DSN is malformed, the server refuses user or password or
+                has no such database, or the event loop is not asyncio's.
+            Exception: What asyncpg raises if the server is not reachable or not ready.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise _mistake("asyncpg needs asyncio, and this is another event loop") from None
+        dsn = self._dsn() if callable(self._dsn) else self._dsn
+        if inspect.isawaitable(dsn):
+            dsn = await dsn
+        connection = await _connect(dsn, self._options)
+        try:
+            if self._init is not None:
+                await self._init(connection)
+        except BaseException:
+            connection.terminate()
+            raise
+        connection.remember()
+        return connection
+
+    async def check(self, resource: asyncpg.Connection) -> bool:
+        """See whether a connection is open, in one round trip unless it is known to be closed.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Whether it is open. To raise says that it is not.
+        """
+        if resource.is_closed():
+            return False
+        await resource.execute("SELECT")
+        return True
+
+    async def change(self, resource: asyncpg.Connection) -> None:
+        """Reset a connection; the class says what that means.
+
+        Args:
+            resource: The connection.
+
+        Raises:
+            PoolError: If it cannot be reset.
+            Exception: What asyncpg raises if it is closed.
+        """
+        if not resource.is_closed() and await _is_busy(resource):
+            raise own(PoolError("the connection is busy: its query still runs or was just cancelled"))
+        if resource.has_new_codecs:
+            raise _mistake("a lease has set type codecs; set them in init")
+        await resource.reset()
+        resource.recall()
+        if self._resets_session and await resource.execute(RESET) != NONE_FOUND:
+            raise own(PoolError("a lease has left prepared statements of its own; DEALLOCATE them"))
+
+    async def clean(self, resource: asyncpg.Connection) -> None:
+        """Close a connection, by force after two seconds.
+
+        Args:
+            resource: The connection.
+        """
+        try:
+            # A query that still runs is cancelled first, or it would go on without anybody.
+            with suppress(Exception):
+                async with asyncio.timeout(CLOSE_WITHIN):
+                    await resource.close()
+        finally:
+            resource.terminate()
+
+
+async def _connect(dsn: str | None, options: dict[str, Any]) -> asyncpg.Connection:
+    try:
+        return await asyncpg.connect(dsn, **options)
+    except (ValueError, OverflowError):  # their text may hold what is secret
+        text = (
+            "the DSN or an option is malformed. Write postgresql://user:password@host:port/database, "
+            "with percent-encoding where the password has special characters"
+        )
+    except asyncpg.InvalidAuthorizationSpecificationError as error:
+        text = f"the server refuses user or password ({type(error).__name__}). Check them, and the server's pg_hba.conf"
+    except asyncpg.InvalidCatalogNameError as error:
+        text = f"the server has no such database ({type(error).__name__}). Check the DSN, or create the database"
+    raise _mistake(text)
+
+
+def _mistake(text: str) -> PoolConfigError:
+    return own(PoolConfigError(f"AsyncpgManager: {text}"))
+
+
+async def _is_busy(connection: asyncpg.Connection) -> bool:
+    """Whether a query runs or is being cancelled; without a round trip.
+
+    The driver has no word for it, but refuses to close a statement that is in use, which
+    it says only after it has seen that the connection is not busy.
+    """
+    protocol = connection._protocol
+    if protocol._is_cancelling():
+        return True
+    statement = PreparedStatementState("", "", protocol, asyncpg.Record, False)  # noqa: FBT003 - takes no keywords
+    statement.attach()
+    try:
+        await protocol.close_statement(statement, None)
+    except asyncpg.InternalClientError:
+        return False
+    except asyncpg.InterfaceError:
+        return True
+    return True  # never: it would have been closed
+
+
+def _leasable(kind: type[asyncpg.Connection]) -> type[asyncpg.Connection]:
+    """Derive a kind of connection that remembers what it was like before its first lease."""
+
+    class Leasable(kind):  # type: ignore[misc] # any that asyncpg.connect takes
+        __slots__ = ("_remembered", "has_new_codecs")
+
+        def remember(self) -> None:
+            self._remembered = (set(self._query_loggers), set(self._termination_listeners))
+            self.has_new_codecs = False
+
+        def recall(self) -> None:
+            loggers, listeners = self._remembered
+            self._query_loggers.clear()
+            self._query_loggers.update(loggers)
+            self._termination_listeners.clear()
+            self._termination_listeners.update(listeners)
+
+        def get_reset_query(self) -> str:
+            return ""  # the manager has its own
+
+        async def set_type_codec(self, *args: Any, **options: Any) -> None:
+            self.has_new_codecs = True
+            await super().set_type_codec(*args, **options)
+
+        async def reset_type_codec(self, *args: Any, **options: Any) -> None:
+            self.has_new_codecs = True
+            await super().reset_type_codec(*args, **options)
+
+        async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
+            self.has_new_codecs = True
+            await super().set_builtin_type_codec(*args, **options)
+
+    return Leasable
