@@ -466,6 +466,7 @@ def test_a_task_waits_until_it_is_woken_and_a_cancelled_one_may_be_woken_too() -
 
 def test_a_thread_waits_until_it_is_woken_or_its_time_is_over() -> None:
     waiter: ThreadWaiter[Resource] = ThreadWaiter()
+    assert (waiter.slot, waiter.error) == (None, None)
     assert not waiter.wait(0.0)
     waiter.wake()
     assert waiter.wait(0.0)
