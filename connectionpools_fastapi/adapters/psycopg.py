@@ -1,0 +1,256 @@
+"""PsycopgManager: connections of psycopg 3 to PostgreSQL; needs the extra `psycopg`."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Literal
+
+from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
+from connectionpools_fastapi.manager import ResourceManager
+
+from ._postgres import advice
+
+try:
+    from psycopg import AsyncConnection, AsyncCursor, Error, ProgrammingError, __version__
+    from psycopg.conninfo import conninfo_to_dict
+    from psycopg.pq import PipelineStatus, TransactionStatus
+
+    if tuple(map(int, __version__.split(".")[:2])) < (3, 2):
+        raise ImportError(f"found {__version__}")
+except ImportError as _error:
+    msg = (
+        "connectionpools_fastapi.adapters.psycopg needs psycopg 3.2 or newer and libpq: "
+        "pip install 'connectionpools-fastapi[psycopg]' 'psycopg[binary]'"
+    )
+    raise ImportError(msg) from _error
+
+Dsn = str | Callable[[], str | Awaitable[str]]
+
+CONNECT_WITHIN = 5
+CANCEL_WITHIN = 1.0
+
+# What leases may set on a connection itself: these as attributes, the others by `await connection.set_...`.
+ATTRIBUTES = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
+MODES = ("autocommit", "isolation_level", "read_only", "deferrable")
+
+
+class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
+    """Connects to PostgreSQL by psycopg 3, and lets no lease see what an earlier one has left behind.
+
+    Write `ConnectionPool(PsycopgManager("postgresql://..."), limit=10, name="db")`, on
+    asyncio. Each `reset` rolls back an open transaction (one round trip, none if no
+    transaction is open), gives the connection its own settings back (autocommit, isolation
+    level, row factory and the like) and removes handlers of notices and notifications that
+    a lease has added; adapters that it has registered stay. Beyond that it is a choice:
+
+    - "session" brings everything back to what it was after connecting, by DISCARD ALL: role,
+      settings, temporary tables, advisory locks, LISTEN, cursors, prepared statements. It
+      costs one round trip, and one more if psycopg has prepared a statement.
+    - "transaction" leaves the rest as it is: right if no lease changes its session, and for
+      statements that are to stay prepared.
+
+    A connection is destroyed instead of being reset if it is still in use (a query, COPY,
+    pipeline, transaction block or `notifies()` that nobody has left), or if a query was
+    cancelled in the midst. What it was doing is cancelled on the server as well.
+    """
+
+    def __init__(
+        self,
+        dsn: Dsn = "",
+        *,
+        reset: Literal["session", "transaction"] = "session",
+        init: Callable[[AsyncConnection[Any]], Awaitable[object]] | None = None,
+        **options: Any,
+    ) -> None:
+        """Describe the connections; they are made later.
+
+        Args:
+            dsn: Where to connect to, as a URL or "host=db dbname=app". A callable, plain or
+                async, is asked anew for each connection, as credentials may have been
+                rotated; a plain one must not block. Empty leaves it to `options`, and to
+                the environment variables of libpq.
+            reset: What a lease may leave behind: "session" nothing, "transaction" all but
+                a transaction.
+            init: Called with each new connection, for adapters, handlers and an isolation
+                level, which stay. What it would SET a reset undoes: write
+                `options="-c name=value"`, which is libpq's.
+            **options: For `psycopg.AsyncConnection.connect`, as `autocommit`, `row_factory`
+                or `sslmode`; `connect_timeout`, for each address of the host, is 5 seconds
+                unless the DSN says otherwise.
+
+        Raises:
+            PoolConfigError: If `dsn` or `reset` is none that there is.
+        """
+        if not isinstance(dsn, str) and not callable(dsn):
+            raise PoolConfigError(f"PsycopgManager: dsn must be a str or a callable, got {type(dsn).__name__}")
+        if reset not in {"session", "transaction"}:
+            raise PoolConfigError(f"PsycopgManager: reset must be 'session' or 'transaction', got {reset!r}")
+        self._dsn = dsn
+        self._reset = reset
+        self._init = init
+        self._options = options
+
+    async def create(self) -> AsyncConnection[Any]:
+        """Connect.
+
+        Returns:
+            The new connection.
+
+        Raises:
+            PoolConfigError: If the DSN or an option is malformed, if the server refuses the
+                user or the password or has no such database, or if the event loop is not asyncio's.
+            Exception: What psycopg raises if the server cannot be reached or is not ready.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise _mistake("psycopg runs on asyncio only, and this is another event loop") from None
+        connection = await self._connect()
+        try:
+            if self._init is not None:
+                await self._init(connection)
+                await connection.rollback()  # what it has read
+            connection.remember()
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _connect(self) -> "_Connection":
+        dsn: Any = self._dsn() if callable(self._dsn) else self._dsn
+        if inspect.isawaitable(dsn):
+            dsn = await dsn
+        if not isinstance(dsn, str):
+            raise _mistake(f"the callable given as dsn must return a str, and returned {type(dsn).__name__}")
+        try:
+            options = dict(self._options)
+            if "connect_timeout" not in conninfo_to_dict(dsn):
+                options.setdefault("connect_timeout", CONNECT_WITHIN)
+            return await _Connection.connect(dsn, **options)
+        except ProgrammingError:  # raised before anything is sent; its text shows the DSN
+            raise _mistake(
+                "the DSN or an option cannot be read: write postgresql://user:password@host:5432/database "
+                "(with special characters of the password percent-encoded), or host=... dbname=..."
+            ) from None
+        except Error as error:
+            found = advice(str(error))
+            if found is None:
+                raise
+        raise _mistake(found)
+
+    async def check(self, connection: AsyncConnection[Any]) -> bool:
+        """Ask the server for an empty query, unless the connection is known to be of no use.
+
+        Returns:
+            False if it is; a server that is gone makes this raise, which says the same.
+        """
+        if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
+            return False
+        await _execute_alone(connection, "")
+        return True
+
+    async def change(self, connection: AsyncConnection[Any]) -> None:
+        """Bring the connection back to a known state.
+
+        Raises:
+            PoolError: If it cannot be, so that it has to be discarded.
+            Error: Of psycopg, likewise.
+        """
+        if fault := _fault(connection):
+            raise own(PoolError(fault))
+        await connection.rollback()  # no round trip if none is open
+        assert isinstance(connection, _Connection)  # noqa: S101 - create makes no other
+        await connection.restore()
+        if self._reset == "session":
+            # Not always does psycopg notice that the statements which it counts on are gone.
+            connection._prepared.clear()
+            await _execute_alone(connection, "DISCARD ALL")
+        connection.forget_notifications()
+
+    async def clean(self, connection: AsyncConnection[Any]) -> None:
+        """Close the connection; a query that still runs is cancelled, for which the server has a second."""
+        assert isinstance(connection, _Connection)  # noqa: S101 - as above
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CANCEL_WITHIN):
+                await connection.break_off()
+        await connection.close()
+
+
+class _Connection(AsyncConnection[Any]):
+    """Remembers how it began, and whether somebody was cancelled who waited for the server."""
+
+    was_cut_off = False
+    _cancelling: asyncio.Future[None] | None = None
+
+    async def wait(self, *args: Any, **options: Any) -> Any:
+        # psycopg has the server cancel the query, and the connection may look well after that. But that request
+        # goes another way, and if nobody saw it arrive, it may hit the next lease's query.
+        try:
+            return await super().wait(*args, **options)
+        except asyncio.CancelledError:
+            self.was_cut_off = True
+            raise
+
+    async def cancel_safe(self, *, timeout: float = 30.0) -> None:
+        """Have the server cancel the query, also if whoever asks for it is cancelled once more, as scopes of anyio do.
+
+        psycopg would give up then and close the connection, and the query would go on.
+        """
+        self._cancelling = asyncio.ensure_future(super().cancel_safe(timeout=timeout))
+        await asyncio.shield(self._cancelling)
+
+    async def break_off(self) -> None:
+        """See to it that the server does nothing any more for a connection that is about to be closed."""
+        if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            with suppress(Error, OSError):  # the server will find out by itself
+                await self.cancel_safe(timeout=CANCEL_WITHIN)
+        elif self._cancelling is not None:
+            await asyncio.wait([self._cancelling])
+
+    def remember(self) -> None:
+        """Keep the settings that it has now for `restore`."""
+        self._attributes = {name: getattr(self, name) for name in ATTRIBUTES}
+        self._modes = {name: getattr(self, name) for name in MODES}
+        self._handlers = list(self._notice_handlers), list(self._notify_handlers)
+
+    async def restore(self) -> None:
+        """Undo what a lease has set on the connection itself; the server knows nothing of it."""
+        for name, value in self._attributes.items():
+            setattr(self, name, value)
+        for name, value in self._modes.items():
+            if getattr(self, name) != value:
+                await getattr(self, f"set_{name}")(value)
+        self._notice_handlers[:], self._notify_handlers[:] = self._handlers
+
+    def forget_notifications(self) -> None:
+        """Let nobody hear what was meant for an earlier lease."""
+        backlog = getattr(self, "_notifies_backlog", None)  # older versions keep none
+        if backlog:
+            backlog.clear()
+
+
+def _fault(connection: AsyncConnection[Any]) -> str | None:
+    if connection.closed:
+        return "the connection is closed"
+    if getattr(connection, "was_cut_off", False):
+        return "somebody was cancelled in the midst of a query"
+    if connection.pgconn.transaction_status in (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN):
+        return "a query or a COPY is still under way"
+    if connection.pgconn.pipeline_status != PipelineStatus.OFF:
+        return "a pipeline was not left"
+    if connection.lock.locked():
+        return "somebody still uses the connection, or has not finished notifies()"
+    return None
+
+
+def _mistake(what: str) -> PoolConfigError:
+    return own(PoolConfigError(f"PsycopgManager cannot connect: {what}"))
+
+
+async def _execute_alone(connection: AsyncConnection[Any], query: Literal["", "DISCARD ALL"]) -> None:
+    """Execute a query outside of any transaction."""
+    before = connection.autocommit
+    await connection.set_autocommit(True)
+    await AsyncCursor(connection).execute(query, prepare=False)
+    await connection.set_autocommit(before)

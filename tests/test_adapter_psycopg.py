@@ -1,0 +1,580 @@
+"""PsycopgManager: each lease finds a connection as the first one did; what is broken is not leased again."""
+
+import asyncio
+import importlib.util
+import re
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+import trio
+from psycopg import AsyncClientCursor, AsyncConnection, AsyncServerCursor, IsolationLevel
+from psycopg.pq import TransactionStatus
+from psycopg.rows import dict_row, tuple_row
+
+from connectionpools_fastapi import ConnectionPool, PoolConfigError, ResourceUnavailable
+from connectionpools_fastapi.adapters.psycopg import ATTRIBUTES, MODES, PsycopgManager
+from tests.servers import PASSWORD, free_port
+from tests.support import check
+
+pytestmark = pytest.mark.anyio
+
+Connection = AsyncConnection[Any]
+Pool = ConnectionPool[Connection]
+Act = Callable[[Connection], Awaitable[Any]]
+
+WAIT = 10.0  # for what comes soon, or the test fails
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Psycopg knows asyncio only."""
+    return "asyncio"
+
+
+@asynccontextmanager
+async def pool_of(url: Any, limit: int = 1, **options: Any) -> AsyncIterator[Pool]:
+    """Open a pool that checks a connection before each lease."""
+    async with ConnectionPool(PsycopgManager(url, **options), limit=limit, check_after=0) as pool:
+        yield pool
+        check(pool)
+
+
+def pid(connection: Connection) -> int:
+    return connection.pgconn.backend_pid
+
+
+async def value(connection: Connection, query: Any, *args: Any) -> Any:
+    cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
+    row = await (await cursor.execute(query, args)).fetchone()
+    return None if row is None else row[0]
+
+
+async def run(connection: Connection, *queries: Any) -> None:
+    """Run statements, each for itself and committed."""
+    for query in queries:
+        await connection.execute(query)
+        await connection.commit()
+
+
+async def after(pool: Pool, leave: Act, look: Act) -> Any:
+    """Let one lease leave something behind; return what the next one sees on the same connection."""
+    async with pool.lease() as connection:
+        before = pid(connection)
+        await leave(connection)
+    async with pool.lease() as connection:
+        assert pid(connection) == before
+        return await look(connection)
+
+
+async def assert_destroyed_after(pool: Pool, leave: Act) -> None:
+    """Let one lease leave a connection that cannot be used again; see that the next one gets another one."""
+    async with pool.lease() as connection:
+        before = pid(connection)
+        await leave(connection)
+    async with pool.lease() as connection:
+        assert pid(connection) != before
+        assert await value(connection, "SELECT 7") == 7
+        await until_gone(connection, before)
+    assert pool.stats().cleans == 1
+
+
+async def until_gone(connection: Connection, backend: int) -> None:
+    """Wait until the server has ended a session."""
+    async with asyncio.timeout(WAIT):
+        while await value(connection, "SELECT count(*) FROM pg_stat_activity WHERE pid = %s", backend):
+            await connection.rollback()
+
+
+async def until_running(connection: Connection, backend: int, what: str) -> None:
+    """Wait until a session is in the midst of a query."""
+    query = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND state = 'active' AND query LIKE %s"
+    async with asyncio.timeout(WAIT):
+        while not await value(connection, query, backend, f"%{what}%"):
+            await connection.rollback()
+
+
+# --- what a lease leaves behind ---------------------------------------------------------------------
+
+# What it does; what the next one asks; what it is told if nothing was left behind, and if something was.
+SESSION = {
+    "role": ("SET ROLE pg_monitor", "SELECT current_user", "postgres", "pg_monitor"),
+    "user": ("SET SESSION AUTHORIZATION pg_monitor", "SELECT session_user", "postgres", "pg_monitor"),
+    "own setting": ("SET app.name = 'alice'", "SELECT coalesce(current_setting('app.name', true), '')", "", "alice"),
+    "setting": ("SET search_path = elsewhere", "SHOW search_path", '"$user", public', "elsewhere"),
+    "temporary table": ("CREATE TEMP TABLE mine ()", "SELECT count(*) FROM pg_class WHERE relname = 'mine'", 0, 1),
+    "advisory lock": (
+        "SELECT pg_advisory_lock(4711)",
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+        0,
+        1,
+    ),
+    "listening": ("LISTEN gossip", "SELECT count(*) FROM pg_listening_channels()", 0, 1),
+    "statement": ("PREPARE mine AS SELECT 1", "SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'", 0, 1),
+    "cursor": (
+        "DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
+        "SELECT count(*) FROM pg_cursors WHERE name = 'mine'",
+        0,
+        1,
+    ),
+}
+each_trace = pytest.mark.parametrize(("leave", "question", "fresh", "left"), SESSION.values(), ids=SESSION)
+
+
+@each_trace
+async def test_a_session_is_as_the_first_lease_found_it(
+    postgres_url: str, leave: str, question: str, fresh: object, left: object
+) -> None:
+    async with pool_of(postgres_url) as pool:
+
+        async def act(connection: Connection) -> None:
+            await run(connection, leave)
+            assert await value(connection, question) == left
+
+        assert await after(pool, act, lambda connection: value(connection, question)) == fresh
+
+
+@each_trace
+async def test_reset_transaction_keeps_the_session(
+    postgres_url: str, leave: str, question: str, fresh: object, left: object
+) -> None:
+    async with pool_of(postgres_url, reset="transaction") as pool:
+        assert await after(pool, lambda connection: run(connection, leave), lambda _: value(_, question)) == left
+        assert fresh != left
+
+
+each_reset = pytest.mark.parametrize("reset", ["session", "transaction"])
+
+
+async def idle_and_empty(connection: Connection) -> None:
+    assert connection.info.transaction_status == TransactionStatus.IDLE
+    assert await value(connection, "SELECT to_regclass('left_behind')") is None
+
+
+@each_reset
+async def test_what_was_not_committed_is_rolled_back(postgres_url: str, reset: str) -> None:
+    async def leave(connection: Connection) -> None:
+        await connection.execute("CREATE TABLE left_behind ()")
+        assert connection.info.transaction_status == TransactionStatus.INTRANS
+
+    async with pool_of(postgres_url, reset=reset) as pool:
+        await after(pool, leave, idle_and_empty)
+
+
+@each_reset
+async def test_a_failed_transaction_is_rolled_back(postgres_url: str, reset: str) -> None:
+    async def leave(connection: Connection) -> None:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            await connection.execute("SELECT 1 / 0")
+        assert connection.info.transaction_status == TransactionStatus.INERROR
+
+    async with pool_of(postgres_url, reset=reset) as pool:
+        await after(pool, leave, idle_and_empty)
+
+
+@each_reset
+async def test_a_transaction_begun_by_hand_in_autocommit_is_rolled_back(postgres_url: str, reset: str) -> None:
+    async def leave(connection: Connection) -> None:
+        await connection.execute("BEGIN")
+        await connection.execute("CREATE TABLE left_behind ()")
+
+    async with pool_of(postgres_url, reset=reset, autocommit=True) as pool:
+        await after(pool, leave, idle_and_empty)
+
+
+@each_reset
+async def test_an_open_cursor_of_the_server_ends_with_its_transaction(postgres_url: str, reset: str) -> None:
+    async def leave(connection: Connection) -> None:
+        await connection.execute("DECLARE mine CURSOR FOR SELECT generate_series(1, 1000)")
+        assert await value(connection, "SELECT count(*) FROM pg_cursors WHERE name = 'mine'") == 1
+
+    async with pool_of(postgres_url, reset=reset) as pool:
+        assert await after(pool, leave, lambda _: value(_, "SELECT count(*) FROM pg_cursors WHERE name = 'mine'")) == 0
+
+
+def settings(connection: Connection) -> dict[str, Any]:
+    return {name: getattr(connection, name) for name in (*ATTRIBUTES, *MODES)}
+
+
+@each_reset
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_what_a_lease_sets_on_the_connection_itself_goes_back(
+    postgres_url: str, reset: str, *, autocommit: bool
+) -> None:
+    async def init(connection: Connection) -> None:
+        await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
+
+    async def leave(connection: Connection) -> None:
+        connection.row_factory = dict_row
+        connection.cursor_factory = AsyncClientCursor
+        connection.server_cursor_factory = type("Mine", (AsyncServerCursor,), {})
+        connection.prepare_threshold = None
+        connection.prepared_max = 7
+        await connection.set_autocommit(not autocommit)
+        await connection.set_isolation_level(IsolationLevel.SERIALIZABLE)
+        await connection.set_read_only(True)
+        await connection.set_deferrable(True)
+        assert all(value != settings(connection)[name] for name, value in first.items())
+
+    async with pool_of(postgres_url, reset=reset, init=init, autocommit=autocommit) as pool:
+        async with pool.lease() as connection:
+            first = settings(connection)
+        assert first["autocommit"] is autocommit
+        assert first["isolation_level"] is IsolationLevel.REPEATABLE_READ
+
+        async def look(connection: Connection) -> None:
+            assert settings(connection) == first
+            assert connection.info.transaction_status == TransactionStatus.IDLE
+            level = await value(connection, "SHOW transaction_isolation")
+            assert level == ("read committed" if autocommit else "repeatable read")
+
+        await after(pool, leave, look)
+
+
+@each_reset
+async def test_handlers_of_a_lease_hear_nothing_of_the_next_one(postgres_url: str, reset: str) -> None:
+    heard: list[str] = []
+    always: list[str] = []
+
+    async def init(connection: Connection) -> None:
+        connection.add_notice_handler(lambda notice: always.append(str(notice.message_primary)))
+
+    async def leave(connection: Connection) -> None:
+        connection.add_notice_handler(lambda notice: heard.append(str(notice.message_primary)))
+        connection.add_notify_handler(lambda note: heard.append(note.payload))
+
+    async def look(connection: Connection) -> None:
+        await run(connection, "LISTEN gossip", "NOTIFY gossip, 'secret'", "DO $$ BEGIN RAISE NOTICE 'loud'; END $$")
+
+    async with pool_of(postgres_url, reset=reset, init=init) as pool:
+        await after(pool, leave, look)
+        assert heard == []
+        assert always == ["loud"]
+
+
+async def test_notifications_that_nobody_fetched_are_not_for_the_next_lease(postgres_url: str) -> None:
+    async def leave(connection: Connection) -> None:
+        await run(connection, "LISTEN gossip", "NOTIFY gossip, 'secret'")
+        await value(connection, "SELECT 1")
+
+    async def look(connection: Connection) -> list[str]:
+        return [note.payload async for note in connection.notifies(timeout=0)]
+
+    async with pool_of(postgres_url) as pool:
+        assert await after(pool, leave, look) == []
+
+
+async def prepare_by_itself(connection: Connection, times: int = 8) -> int:
+    """Execute the same statement until psycopg prepares it; return how many it has on the server."""
+    for _ in range(times):
+        assert await value(connection, "SELECT %s::int", 7) == 7
+    found: int = await value(connection, "SELECT count(*) FROM pg_prepared_statements WHERE NOT from_sql")
+    return found
+
+
+async def test_statements_that_psycopg_has_prepared_never_fail_in_a_later_lease(postgres_url: str) -> None:
+    async with pool_of(postgres_url) as pool:
+        async with pool.lease() as first:
+            backend = pid(first)
+        for _ in range(3):  # psycopg itself notices the first DISCARD ALL only
+            async with pool.lease() as connection:
+                assert pid(connection) == backend
+                assert await prepare_by_itself(connection) == 1
+                await connection.commit()
+        async with pool.lease() as connection:
+            assert await value(connection, "SELECT count(*) FROM pg_prepared_statements") == 0
+
+
+async def test_reset_transaction_keeps_what_psycopg_has_prepared(postgres_url: str) -> None:
+    async def leave(connection: Connection) -> None:
+        assert await prepare_by_itself(connection) == 1
+        await connection.commit()
+
+    async with pool_of(postgres_url, reset="transaction") as pool:
+        assert await after(pool, leave, lambda connection: prepare_by_itself(connection, 1)) == 1
+
+
+async def test_reset_transaction_asks_the_server_nothing_unless_a_transaction_is_open(postgres_url: str) -> None:
+    manager = PsycopgManager(postgres_url, reset="transaction")
+    async with pool_of(postgres_url) as observers, observers.lease() as observer:
+        connection = await manager.create()
+        try:
+            query = "SELECT query FROM pg_stat_activity WHERE pid = %s"
+            await run(connection, "SELECT 'mine'")
+            await manager.change(connection)
+            assert await value(observer, query, pid(connection)) == "COMMIT"
+            await connection.execute("SELECT 'mine'")
+            await manager.change(connection)
+            await observer.rollback()
+            assert await value(observer, query, pid(connection)) == "ROLLBACK"
+        finally:
+            await manager.clean(connection)
+
+
+# --- what cannot be used again ----------------------------------------------------------------------
+
+
+async def close(connection: Connection) -> None:
+    await connection.close()
+
+
+async def end_from_the_server(connection: Connection) -> None:
+    with pytest.raises(psycopg.OperationalError):
+        await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+async def leave_copy_unfinished(connection: Connection) -> None:
+    await run(connection, "CREATE TEMP TABLE mine (n int)")
+    await connection.cursor().copy("COPY mine FROM STDIN").__aenter__()
+    assert connection.info.transaction_status == TransactionStatus.ACTIVE
+
+
+async def leave_pipeline(connection: Connection) -> None:
+    await connection.pipeline().__aenter__()
+
+
+async def leave_transaction_block(connection: Connection) -> None:
+    await connection.transaction().__aenter__()
+    await connection.execute("ROLLBACK")  # so that only psycopg believes to be inside
+
+
+async def leave_two_phases(connection: Connection) -> None:
+    await connection.tpc_begin(connection.xid(1, "mine", "left"))
+
+
+async def stop_listening_in_the_midst(connection: Connection) -> None:
+    await run(connection, "LISTEN gossip", "NOTIFY gossip, 'secret'")
+    notes = connection.notifies()
+    await anext(notes)
+    KEPT.append(notes)
+
+
+KEPT: list[Any] = []
+
+
+@each_reset
+@pytest.mark.parametrize(
+    "leave",
+    [
+        close,
+        end_from_the_server,
+        leave_copy_unfinished,
+        leave_pipeline,
+        leave_transaction_block,
+        leave_two_phases,
+        stop_listening_in_the_midst,
+    ],
+)
+async def test_what_cannot_be_reset_is_destroyed(postgres_url: str, reset: str, leave: Act) -> None:
+    async with pool_of(postgres_url, reset=reset) as pool:
+        await assert_destroyed_after(pool, leave)
+    while KEPT:
+        with suppress(psycopg.Error):
+            await KEPT.pop().aclose()
+
+
+async def cancel_once(task: asyncio.Task[Any], scope: anyio.CancelScope) -> None:
+    del scope
+    task.cancel()
+
+
+async def cancel_twice(task: asyncio.Task[Any], scope: anyio.CancelScope) -> None:
+    del scope
+    task.cancel()
+    await asyncio.sleep(0)
+    task.cancel()
+
+
+async def cancel_scope(task: asyncio.Task[Any], scope: anyio.CancelScope) -> None:
+    del task
+    scope.cancel()
+
+
+@each_reset
+@pytest.mark.parametrize("cancel", [cancel_once, cancel_twice, cancel_scope])
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_a_connection_whose_query_was_cancelled_is_destroyed_and_the_query_ends(
+    postgres_url: str, reset: str, cancel: Callable[..., Awaitable[None]], *, autocommit: bool
+) -> None:
+    async def leave(connection: Connection) -> None:
+        scope = anyio.CancelScope()
+
+        async def sleep() -> None:
+            with scope:
+                await connection.execute("SELECT pg_sleep(600)")
+
+        task = asyncio.create_task(sleep())
+        async with watcher.lease() as other:
+            await until_running(other, pid(connection), "pg_sleep(600)")
+        await cancel(task, scope)
+        await asyncio.wait([task], timeout=WAIT)
+        assert task.cancelled() or scope.cancelled_caught
+
+    async with (
+        pool_of(postgres_url) as watcher,
+        pool_of(postgres_url, reset=reset, autocommit=autocommit) as pool,
+    ):
+        await assert_destroyed_after(pool, leave)
+
+
+async def test_a_connection_that_a_forgotten_task_still_uses_is_destroyed(postgres_url: str) -> None:
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def leave(connection: Connection) -> None:
+        tasks.append(asyncio.create_task(connection.execute("SELECT pg_sleep(600)")))
+        async with watcher.lease() as other:
+            await until_running(other, pid(connection), "pg_sleep(600)")
+
+    async with pool_of(postgres_url) as watcher, pool_of(postgres_url) as pool:
+        await assert_destroyed_after(pool, leave)
+        async with asyncio.timeout(WAIT):
+            with pytest.raises(psycopg.Error):
+                await tasks[0]
+
+
+async def test_sessions_that_the_server_has_ended_cost_no_caller_an_error(postgres_url: str) -> None:
+    async with pool_of(postgres_url) as others, pool_of(postgres_url, limit=3) as pool:
+        leased = [await pool.acquire() for _ in range(3)]
+        for connection in leased:
+            await pool.release(connection)
+        async with others.lease() as other:
+            for connection in leased:
+                await other.execute("SELECT pg_terminate_backend(%s, 10000)", [pid(connection)])
+        for _ in range(3):
+            async with pool.lease() as connection:
+                assert await value(connection, "SELECT 7") == 7
+        assert pool.taken == 0
+        check(pool)
+
+
+async def test_cleaning_what_is_gone_already_raises_nothing(postgres_url: str) -> None:
+    manager = PsycopgManager(postgres_url)
+    connection = await manager.create()
+    await end_from_the_server(connection)
+    await manager.clean(connection)
+    await manager.clean(connection)
+    assert connection.closed
+
+
+# --- connecting -------------------------------------------------------------------------------------
+
+
+async def test_a_callable_is_asked_anew_for_each_connection(postgres_url: str) -> None:
+    asked: list[str] = []
+
+    async def dsn() -> str:
+        asked.append("again")
+        return postgres_url
+
+    def plain_dsn() -> str:
+        asked.append("again")
+        return postgres_url
+
+    for source in (dsn, plain_dsn):
+        asked.clear()
+        async with pool_of(source, limit=2) as pool:
+            one, two = await pool.acquire(), await pool.acquire()
+            assert asked == ["again", "again"]
+            await pool.release(one)
+            await pool.release(two)
+
+
+async def test_options_go_to_psycopg_and_the_connect_timeout_may_be_in_either_place(postgres_url: str) -> None:
+    options: dict[str, Any] = {"row_factory": dict_row, "application_name": "mine"}
+    async with pool_of(postgres_url, **options) as pool, pool.lease() as connection:
+        row = await (await connection.execute("SHOW application_name")).fetchone()
+        assert row == {"application_name": "mine"}
+        assert connection.info.get_parameters()["connect_timeout"] == "5"
+    for dsn, options in ((f"{postgres_url}?connect_timeout=7", {}), (postgres_url, {"connect_timeout": 7})):
+        async with pool_of(dsn, **options) as pool, pool.lease() as connection:
+            assert connection.info.get_parameters()["connect_timeout"] == "7"
+
+
+async def test_a_failing_init_closes_the_connection(postgres_url: str) -> None:
+    made: list[Connection] = []
+
+    async def init(connection: Connection) -> None:
+        made.append(connection)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await PsycopgManager(postgres_url, init=init).create()
+    assert made[0].closed
+
+
+MISTAKES: dict[str, tuple[Callable[[str], Any], str]] = {
+    "password": (lambda url: url.replace(PASSWORD, "Sw0rdfish"), "user and password"),
+    "no password": (lambda url: url.replace(f":{PASSWORD}", ""), "user and password"),
+    "user": (lambda url: url.replace("postgres:", "nobody:"), "user and password"),
+    "database": (lambda url: f"{url}-Sw0rdfish", "no such database"),
+    "port": (lambda url: re.sub(r":\d+/", ":99999/", url), "check the port"),
+    "value": (lambda url: f"{url}?sslmode=Sw0rdfish", "check the port"),
+    "setting": (lambda url: f"{url}?options=-cSw0rdfish%3D1", "check the port"),
+    "not a URL": (lambda url: url.replace("postgresql://", "postgresql:/"), "cannot be read"),
+    "option": (lambda url: f"{url}?Sw0rdfish=1", "cannot be read"),
+    "nothing": (lambda _: lambda: None, "must return a str"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "remedy"), MISTAKES.values(), ids=MISTAKES)
+async def test_a_mistake_is_told_in_one_line_without_what_is_secret(
+    postgres_url: str, spoil: Callable[[str], Any], remedy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = ConnectionPool(PsycopgManager(spoil(postgres_url)))
+    async with pool:
+        with pytest.raises(PoolConfigError) as error:
+            await pool.acquire()
+    assert remedy in str(error.value)
+    shown = f"{error.value} {caplog.text} {pool!r} {pool.stats()}"
+    assert "Sw0rdfish" not in shown
+    assert PASSWORD not in shown
+    assert "\n" not in str(error.value)
+
+
+async def test_a_server_that_is_not_there_may_come_back() -> None:
+    async with pool_of(f"postgresql://postgres:{PASSWORD}@127.0.0.1:{free_port()}/postgres") as pool:
+        with pytest.raises(ResourceUnavailable) as error:
+            await pool.acquire()
+    assert isinstance(error.value.__cause__, psycopg.OperationalError)
+    assert PASSWORD not in str(error.value)
+
+
+def test_what_makes_no_sense_is_refused_at_once() -> None:
+    wrong: Any = "everything"
+    with pytest.raises(PoolConfigError, match="'session' or 'transaction'"):
+        PsycopgManager("", reset=wrong)
+    nothing: Any = None
+    with pytest.raises(PoolConfigError, match="a str or a callable, got NoneType"):
+        PsycopgManager(nothing)
+
+
+def test_another_event_loop_than_that_of_asyncio_is_refused() -> None:
+    async def main() -> None:
+        async with ConnectionPool(PsycopgManager("")) as pool:
+            with pytest.raises(PoolConfigError, match="asyncio only"):
+                await pool.acquire()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("load", "said"),
+    [
+        (lambda patch: patch.setitem(sys.modules, "psycopg", None), "psycopg"),
+        (lambda patch: patch.setattr(psycopg, "__version__", "3.1.20"), "found 3.1.20"),
+    ],
+)
+def test_a_driver_that_is_missing_or_too_old_is_told_with_the_remedy(
+    load: Callable[[pytest.MonkeyPatch], None], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(monkeypatch)
+    found = importlib.util.find_spec("connectionpools_fastapi.adapters.psycopg")
+    assert found is not None
+    assert found.loader is not None
+    with pytest.raises(ImportError, match=r"3\.2 or newer and libpq: pip install 'connectionpools") as error:
+        found.loader.exec_module(importlib.util.module_from_spec(found))
+    assert said in str(error.value.__cause__)
