@@ -4,9 +4,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
-from connectionpools_fastapi import (
-    ResourceUnavailable,
-)
+from connectionpools_fastapi import ResourceUnavailable
 from connectionpools_fastapi._ledger import Action
 from connectionpools_fastapi._policy import Policy
 from connectionpools_fastapi._slot import Creation, Slot

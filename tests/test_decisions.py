@@ -1598,33 +1598,6 @@ def test_a_forked_child_creates_as_if_nothing_had_happened() -> None:
     assert at.count("create") == 1
 
 
-def test_calls_that_will_never_end_are_given_up() -> None:
-    at = desk(limit=5, has_check=True, has_change=True, check_after=0.0)
-    changing, cold, leaving = at.leases(3)
-    for slot in (cold, leaving):
-        at.give_back(slot)
-        at.changed()
-    at.come()
-    assert at.count("check") == 1
-    at.do(at.state.expire)
-    assert at.count("clean") == 1
-    at.do(at.state.resize, 5)
-    done = Caller()
-    at.state.end(changing, at.now)
-    changing.generation, kept = at.state.generations.current, changing.generation
-    changing.generation = kept
-    at.do(at.state.release, changing, done)
-    at.close()
-    cleaning = len(at.state.cleaning)
-    assert at.state.checking
-    at.do(at.state.abandon)
-    assert not at.state.checking
-    assert not at.state.changing
-    assert not at.state.creating
-    assert at.state.totals.clean_failures == cleaning
-    assert at.discards()["check"] == 1
-
-
 def test_all_calls_that_will_never_end_are_given_up_at_once() -> None:
     at = desk(limit=8, has_check=True, has_change=True)
     slots = at.leases(6)
@@ -1641,6 +1614,7 @@ def test_all_calls_that_will_never_end_are_given_up_at_once() -> None:
     at.do(at.state.abandon)
     assert (len(at.state.checking), len(at.state.changing), len(at.state.cleaning)) == (0, 0, 4)
     assert at.discards() == {"expire": 2, "check": 2, "change": 2}
+    assert at.state.totals.clean_failures == 2
 
 
 def test_a_change_that_will_never_end_is_told_to_who_waits_for_it_and_its_resource_cleaned() -> None:
