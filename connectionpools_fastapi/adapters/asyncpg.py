@@ -176,6 +176,7 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
                     await resource.close()
         finally:
             resource.terminate()
+            resource._transport.abort()  # asyncpg before 0.32 leaves it open if close was cut off
 
 
 async def _connect(dsn: str | None, options: dict[str, Any]) -> asyncpg.Connection:
@@ -186,11 +187,17 @@ async def _connect(dsn: str | None, options: dict[str, Any]) -> asyncpg.Connecti
             "the DSN or an option is malformed. Write postgresql://user:password@host:port/database, "
             "with percent-encoding where the password has special characters"
         )
-    except asyncpg.InvalidAuthorizationSpecificationError as error:
-        text = f"the server refuses user or password ({type(error).__name__}). Check them, and the server's pg_hba.conf"
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InsufficientPrivilegeError) as error:
+        text = f"the server refuses user or password ({_kind(error)}). Check them, and the server's pg_hba.conf"
     except asyncpg.InvalidCatalogNameError as error:
-        text = f"the server has no such database ({type(error).__name__}). Check the DSN, or create the database"
+        text = f"the server has no such database ({_kind(error)}). Check its name, or create it"
+    except (asyncpg.UndefinedObjectError, asyncpg.InvalidParameterValueError) as error:
+        text = f"the server does not take a setting ({_kind(error)}). Check server_settings and the DSN"
     raise _mistake(text)
+
+
+def _kind(error: Exception) -> str:
+    return type(error).__name__
 
 
 def _mistake(text: str) -> PoolConfigError:
