@@ -92,6 +92,7 @@ def free_port() -> int:
 # As above. Redis is killed, as an accident would.
 REDIS = """
 "$@" 2>&1 &
+exec >/dev/null
 read -r end
 kill -9 $!
 wait
@@ -129,6 +130,8 @@ class RedisServer:
 
     def __init__(self, *options: str) -> None:
         port = free_port()
+        while port > 55_535:  # in a cluster, the port 10,000 above is used as well
+            port = free_port()
         self.url = f"redis://127.0.0.1:{port}/0"
         self._words = [_redis_program(), "--bind", "127.0.0.1", "--port", str(port), "--save", "", *options]
         self._shell: subprocess.Popen[bytes] | None = None
@@ -148,6 +151,7 @@ class RedisServer:
             said.append(line.decode())
             if "Ready to accept connections" in said[-1]:
                 return
+        self.stop()
         pytest.fail(f"Redis does not start: {''.join(said)}")
 
     def stop(self) -> None:
