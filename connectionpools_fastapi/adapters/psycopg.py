@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Literal
@@ -28,7 +29,7 @@ except ImportError as _error:
 Dsn = str | Callable[[], str | Awaitable[str]]
 
 CONNECT_WITHIN = 5
-CANCEL_WITHIN = 1.0
+CLOSE_WITHIN = 1.0
 
 # What leases may set on a connection itself: these as attributes, the others by `await connection.set_...`.
 ATTRIBUTES = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
@@ -172,7 +173,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         """Close the connection; a query that still runs is cancelled, for which the server has a second."""
         assert isinstance(connection, _Connection)  # noqa: S101 - as above
         with suppress(TimeoutError):
-            async with asyncio.timeout(CANCEL_WITHIN):
+            async with asyncio.timeout(CLOSE_WITHIN):
                 await connection.break_off()
         await connection.close()
 
@@ -181,16 +182,23 @@ class _Connection(AsyncConnection[Any]):
     """Remembers how it began, and whether somebody was cancelled who waited for the server."""
 
     was_cut_off = False
+    _waits = 0  # how many tasks wait for the server
+    _let_go: asyncio.Event | None = None  # set when one does no longer
     _cancelling: asyncio.Future[None] | None = None
 
     async def wait(self, *args: Any, **options: Any) -> Any:
         # psycopg has the server cancel the query, and the connection may look well after that. But that request
         # goes another way, and if nobody saw it arrive, it may hit the next lease's query.
+        self._waits += 1
         try:
             return await super().wait(*args, **options)
         except asyncio.CancelledError:
             self.was_cut_off = True
             raise
+        finally:
+            self._waits -= 1
+            if self._let_go is not None:
+                self._let_go.set()
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """Have the server cancel the query, also if whoever asks for it is cancelled once more, as scopes of anyio do.
@@ -204,9 +212,18 @@ class _Connection(AsyncConnection[Any]):
         """See to it that the server does nothing any more for a connection that is about to be closed."""
         if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
             with suppress(Error, OSError):  # the server will find out by itself
-                await self.cancel_safe(timeout=CANCEL_WITHIN)
+                await self.cancel_safe(timeout=CLOSE_WITHIN)
         elif self._cancelling is not None:
             await asyncio.wait([self._cancelling])
+        if self._waits and not self.closed:
+            # Another task listens to this socket. It has to let go of it before the operating system gives
+            # the number of the socket to the next connection, which could not be listened to then.
+            self._let_go = asyncio.Event()
+            end = socket.socket(fileno=self.pgconn.socket)
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.detach()
+            await self._let_go.wait()
 
     def remember(self) -> None:
         """Keep the settings that it has now for `restore`."""
