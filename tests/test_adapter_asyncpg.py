@@ -498,6 +498,16 @@ async def test_options_reach_the_driver(postgres_url: str) -> None:
         assert pool.stats().creates == 1
 
 
+@pytest.mark.parametrize("leave", ["RESET ALL", "SET ROLE NONE", "SET SESSION AUTHORIZATION DEFAULT"])
+async def test_the_role_at_connecting_is_that_of_each_lease(postgres_url: str, leave: str) -> None:
+    async with pool_of(AsyncpgManager(postgres_url, server_settings={"role": NOBODY})) as pool:
+        for _ in range(2):
+            async with pool.lease() as connection:
+                assert await connection.fetchval("SELECT current_user") == NOBODY
+                await connection.execute(leave)
+        assert pool.stats().creates == 1
+
+
 SECRET = "letmein"  # noqa: S105 - of nobody
 
 

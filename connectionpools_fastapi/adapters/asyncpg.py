@@ -22,8 +22,9 @@ except ImportError as _error:
     )
     raise ImportError(msg) from _error
 
-# As DISCARD ALL, but for the prepared statements that asyncpg itself has made and counts on. Others
-# are looked for last of all, since that is the statement whose outcome asyncpg tells.
+# As DISCARD ALL, but for the role, which may be another than the user's own after connecting, and for the prepared
+# statements that asyncpg itself has made and counts on. Others are looked for last of all, since that is the
+# statement whose outcome asyncpg tells.
 RESET = """
 SET SESSION AUTHORIZATION DEFAULT;
 RESET ROLE;
@@ -175,8 +176,7 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
                 async with asyncio.timeout(CLOSE_WITHIN):
                     await resource.close()
         finally:
-            resource.terminate()
-            resource._transport.abort()  # asyncpg before 0.32 leaves it open if close was cut off
+            resource._transport.abort()  # which asyncpg before 0.32 does not do itself
 
 
 async def _connect(dsn: str | None, options: dict[str, Any]) -> asyncpg.Connection:
