@@ -39,26 +39,40 @@ CLOSE_TIMEOUT = 1.0
 # How long a command waits for another one of the same lease.
 TURN_TIMEOUT = 10.0
 
-# Commands that leave no trace in the session. Any other, also one that is not known yet, means a reset.
+# Commands that leave no trace in the session. Any other, also one that is not known here, means a reset.
 HARMLESS = frozenset(
     """
-    APPEND BITCOUNT BITFIELD BITFIELD_RO BITOP BITPOS BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN
-    COPY DBSIZE DECR DECRBY DEL DUMP ECHO EVAL EVALSHA EVALSHA_RO EVAL_RO EXISTS EXPIRE EXPIREAT EXPIRETIME FCALL
-    FCALL_RO FLUSHALL FLUSHDB GEOADD GEODIST GEOHASH GEOPOS GEORADIUS GEORADIUSBYMEMBER GEORADIUSBYMEMBER_RO
-    GEORADIUS_RO GEOSEARCH GEOSEARCHSTORE GET GETBIT GETDEL GETEX GETRANGE GETSET HDEL HEXISTS HEXPIRE HEXPIREAT
-    HEXPIRETIME HGET HGETALL HGETDEL HGETEX HINCRBY HINCRBYFLOAT HKEYS HLEN HMGET HMSET HPERSIST HPEXPIRE HPEXPIREAT
-    HPEXPIRETIME HPTTL HRANDFIELD HSCAN HSET HSETEX HSETNX HSTRLEN HTTL HVALS INCR INCRBY INCRBYFLOAT INFO KEYS LCS
-    LINDEX LINSERT LLEN LMOVE LMPOP LPOP LPOS LPUSH LPUSHX LRANGE LREM LSET LTRIM MEMORY MGET MIGRATE MOVE MSET MSETNX
-    OBJECT PERSIST PEXPIRE PEXPIREAT PEXPIRETIME PFADD PFCOUNT PFMERGE PING PSETEX PTTL PUBLISH PUBSUB RANDOMKEY RENAME
-    RENAMENX RESTORE ROLE RPOP RPOPLPUSH RPUSH RPUSHX SADD SCAN SCARD SDIFF SDIFFSTORE SET SETBIT SETEX SETNX SETRANGE
-    SINTER SINTERCARD SINTERSTORE SISMEMBER SMEMBERS SMISMEMBER SMOVE SORT SORT_RO SPOP SPUBLISH SRANDMEMBER SREM SSCAN
-    STRLEN SUBSTR SUNION SUNIONSTORE TIME TOUCH TTL TYPE UNLINK WAIT WAITAOF XACK XADD XAUTOCLAIM XCLAIM XDEL XGROUP
-    XINFO XLEN XPENDING XRANGE XREAD XREADGROUP XREVRANGE XSETID XTRIM ZADD ZCARD ZCOUNT ZDIFF ZDIFFSTORE ZINCRBY
-    ZINTER ZINTERCARD ZINTERSTORE ZLEXCOUNT ZMPOP ZMSCORE ZPOPMAX ZPOPMIN ZRANDMEMBER ZRANGE ZRANGEBYLEX ZRANGEBYSCORE
-    ZRANGESTORE ZRANK ZREM ZREMRANGEBYLEX ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREVRANGE ZREVRANGEBYLEX ZREVRANGEBYSCORE
-    ZREVRANK ZSCAN ZSCORE ZUNION ZUNIONSTORE
+    ACL APPEND BGREWRITEAOF BGSAVE BITCOUNT BITFIELD BITFIELD_RO BITOP BITPOS BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH
+    BZMPOP BZPOPMAX BZPOPMIN CLUSTER COMMAND CONFIG COPY DBSIZE DECR DECRBY DEL DELEX DIGEST DUMP ECHO EVAL EVALSHA
+    EVALSHA_RO EVAL_RO EXISTS EXPIRE EXPIREAT EXPIRETIME FCALL FCALL_RO FLUSHALL FLUSHDB FUNCTION GEOADD GEODIST
+    GEOHASH GEOPOS GEORADIUS GEORADIUSBYMEMBER GEORADIUSBYMEMBER_RO GEORADIUS_RO GEOSEARCH GEOSEARCHSTORE GET GETBIT
+    GETDEL GETEX GETRANGE GETSET HDEL HEXISTS HEXPIRE HEXPIREAT HEXPIRETIME HGET HGETALL HGETDEL HGETEX HINCRBY
+    HINCRBYFLOAT HKEYS HLEN HMGET HMSET HPERSIST HPEXPIRE HPEXPIREAT HPEXPIRETIME HPTTL HRANDFIELD HSCAN HSET HSETEX
+    HSETNX HSTRLEN HTTL HVALS INCR INCRBY INCRBYFLOAT INFO KEYS LASTSAVE LATENCY LCS LINDEX LINSERT LLEN LMOVE LMPOP
+    LPOP LPOS LPUSH LPUSHX LRANGE LREM LSET LTRIM MEMORY MGET MIGRATE MODULE MOVE MSET MSETEX MSETNX OBJECT PERSIST
+    PEXPIRE PEXPIREAT PEXPIRETIME PFADD PFCOUNT PFMERGE PING PSETEX PTTL PUBLISH PUBSUB RANDOMKEY RENAME RENAMENX
+    RESTORE ROLE RPOP RPOPLPUSH RPUSH RPUSHX SADD SAVE SCAN SCARD SDIFF SDIFFSTORE SET SETBIT SETEX SETNX SETRANGE
+    SINTER SINTERCARD SINTERSTORE SISMEMBER SLOWLOG SMEMBERS SMISMEMBER SMOVE SORT SORT_RO SPOP SPUBLISH SRANDMEMBER
+    SREM SSCAN STRLEN SUBSTR SUNION SUNIONSTORE SWAPDB TIME TOUCH TTL TYPE UNLINK VADD VCARD VDIM VEMB VGETATTR VINFO
+    VISMEMBER VLINKS VRANDMEMBER VRANGE VREM VSETATTR VSIM WAIT WAITAOF XACK XACKDEL XADD XAUTOCLAIM XCLAIM XDEL XDELEX
+    XGROUP XINFO XLEN XPENDING XRANGE XREAD XREADGROUP XREVRANGE XSETID XTRIM ZADD ZCARD ZCOUNT ZDIFF ZDIFFSTORE
+    ZINCRBY ZINTER ZINTERCARD ZINTERSTORE ZLEXCOUNT ZMPOP ZMSCORE ZPOPMAX ZPOPMIN ZRANDMEMBER ZRANGE ZRANGEBYLEX
+    ZRANGEBYSCORE ZRANGESTORE ZRANK ZREM ZREMRANGEBYLEX ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREVRANGE ZREVRANGEBYLEX
+    ZREVRANGEBYSCORE ZREVRANK ZSCAN ZSCORE ZUNION ZUNIONSTORE
     """.split()  # noqa: SIM905 - a list of this many strings is no easier to read
-) | {"SCRIPT LOAD", "SCRIPT EXISTS"}
+) | frozenset(
+    f"{word} {part}"
+    for word, parts in {
+        "CLIENT": "GETNAME GETREDIR ID INFO KILL LIST PAUSE TRACKINGINFO UNBLOCK UNPAUSE",
+        "SCRIPT": "EXISTS FLUSH KILL LOAD",
+    }.items()
+    for part in parts.split()
+)
+HARMLESS_MODULES = ("BF.", "CF.", "CMS.", "FT.", "JSON.", "TDIGEST.", "TOPK.", "TS.")
+
+# Not all that a command leaves behind does RESET undo: not, say, SCRIPT DEBUG nor, in Redis 7.0, CLIENT NO-EVICT.
+LASTING = ("CLIENT", "HIMPORT", "PSYNC", "REPLCONF", "SCRIPT", "SYNC")
+NOT_LASTING = ("CLIENT CACHING", "CLIENT REPLY", "CLIENT SETNAME", "CLIENT TRACKING")
 
 
 class _Transaction(Enum):
@@ -67,7 +81,10 @@ class _Transaction(Enum):
     OPEN = "MULTI was sent"
 
 
-NONE, WATCHED, OPEN = _Transaction.NONE, _Transaction.WATCHED, _Transaction.OPEN
+class _Traces(Enum):
+    NONE = "none"
+    SOME = "what RESET undoes"
+    LASTING = "what it does not"
 
 
 class _Noted(AbstractConnection):
@@ -76,8 +93,8 @@ class _Noted(AbstractConnection):
     is_retired: bool = False  # it was cleaned
     may_connect: bool = True
     is_demoted: bool = False  # the server at the other end only reads
-    is_touched: bool = False  # the session may differ from what connecting made it
-    transaction: _Transaction = NONE
+    traces: _Traces = _Traces.NONE  # of what its user made of the session, but for transactions
+    transaction: _Transaction = _Transaction.NONE
     unanswered: int = 0  # commands that were packed minus replies that were asked for
 
     async def open(self) -> None:
@@ -87,13 +104,13 @@ class _Noted(AbstractConnection):
 
     def forget(self) -> None:
         """The session is as connecting made it."""
-        self.is_touched = False
-        self.transaction = NONE
+        self.traces = _Traces.NONE
+        self.transaction = _Transaction.NONE
 
     @property
     def is_pristine(self) -> bool:
         """Whether a new connection would be in the same state."""
-        return not self.is_touched and self.transaction is NONE
+        return self.traces is _Traces.NONE and self.transaction is _Transaction.NONE
 
     @property
     def is_lost(self) -> bool:
@@ -109,15 +126,15 @@ class _Noted(AbstractConnection):
         packed: list[bytes] = super().pack_command(*args)
         self.unanswered += 1
         if args[0] not in HARMLESS:
-            self._note(args[0])
+            self._note(*args[:2])
         return packed
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
-        before = self.is_touched, self.transaction, self.unanswered
+        before = self.traces, self.transaction, self.unanswered
         try:
             packed: list[bytes] = super().pack_commands(cast("Any", commands))
         except BaseException:  # nothing of it is sent
-            self.is_touched, self.transaction, self.unanswered = before
+            self.traces, self.transaction, self.unanswered = before
             raise
         return packed
 
@@ -138,19 +155,30 @@ class _Noted(AbstractConnection):
             raise ConnectionError("the connection was lost, and what was in its session with it; lease another one")
         await cast("Any", super())._connect()  # each kind of connection has its own
 
-    def _note(self, name: str | bytes) -> None:
-        text = name.decode("latin-1") if isinstance(name, bytes) else name
-        match text.split(maxsplit=1)[0].upper():  # the first of "CLIENT SETNAME"
+    def _note(self, *words: Any) -> None:
+        # "CLIENT SETNAME" is one word or two.
+        name, *rest = " ".join(
+            word.decode("latin-1") if isinstance(word, bytes) else str(word) for word in words
+        ).split()
+        match name.upper():
             case "MULTI":
-                self.transaction = OPEN
-            case "WATCH":
-                self.transaction = self.transaction if self.transaction is OPEN else WATCHED
-            case "UNWATCH":
-                self.transaction = self.transaction if self.transaction is OPEN else NONE
+                self.transaction = _Transaction.OPEN
+            case "WATCH" if self.transaction is _Transaction.NONE:
+                self.transaction = _Transaction.WATCHED
+            case "UNWATCH" if self.transaction is _Transaction.WATCHED:
+                self.transaction = _Transaction.NONE
             case "EXEC" | "DISCARD":
-                self.transaction = NONE
-            case word:
-                self.is_touched = self.is_touched or word not in HARMLESS
+                self.transaction = _Transaction.NONE
+            case "WATCH" | "UNWATCH":
+                pass
+            case name:
+                both = " ".join((name, *rest[:1])).upper()
+                if name in HARMLESS or both in HARMLESS or name.startswith(HARMLESS_MODULES):
+                    return
+                if name in LASTING and both not in NOT_LASTING:
+                    self.traces = _Traces.LASTING
+                elif self.traces is _Traces.NONE:
+                    self.traces = _Traces.SOME
 
 
 class _Only(ConnectionPool):
@@ -198,20 +226,16 @@ class _Only(ConnectionPool):
 
     async def _take_turn(self) -> None:
         task = asyncio.current_task()
-        if not self._turn.locked():
-            await self._turn.acquire()
-        else:
-            text = (
+        try:
+            if self._holder is task and self.is_held:  # it would wait for itself
+                raise TimeoutError
+            async with asyncio.timeout(TURN_TIMEOUT):
+                await self._turn.acquire()
+        except TimeoutError:
+            raise ConnectionError(
                 "the one connection of this lease is in use, by a PubSub, a Monitor, a pipeline that watches or a "
                 "command that waits: close it first, or lease another one"
-            )
-            if self._holder is task:  # it would wait for itself
-                raise ConnectionError(text)
-            try:
-                async with asyncio.timeout(TURN_TIMEOUT):
-                    await self._turn.acquire()
-            except TimeoutError:
-                raise ConnectionError(text) from None
+            ) from None
         self._holder = task
 
 
@@ -229,19 +253,21 @@ class RedisManager(ResourceManager[Redis]):
     until they are closed, so that other commands then raise; give them a lease of their own.
 
     What a lease leaves in its session, the next one does not see: another database, user,
-    name or protocol, WATCH, MULTI, subscriptions, tracking, `CLIENT REPLY`, READONLY. The
-    manager looks at the names of the commands: where only those were sent that leave
-    nothing behind (GET, SET, EVAL, pipelines, transactions, ...) giving back costs no round
-    trip, else RESET and redis-py's own handshake are sent, two to four. That needs Redis
-    6.2 or newer, also for what is compatible; a server without RESET costs a new connection
-    each time. A connection that is still in use as it comes back (an open PubSub, a pipeline
-    that watches), whose command was cancelled, that was lost, or whose server has said
-    READONLY, as after a failover, is destroyed.
+    name or protocol, WATCH, MULTI, subscriptions, tracking, READONLY. The manager looks at
+    the names of the commands. Where only those were sent that leave nothing behind (GET,
+    SET, EVAL, whole pipelines and transactions, ...), giving back costs no round trip; else
+    it costs two to four, for RESET and redis-py's own handshake. RESET came with Redis 6.2;
+    a server that has none, or a user who may not send it, costs a new connection instead.
+
+    Destroyed is a connection that is still in use as it comes back (an open PubSub, a
+    pipeline that watches), whose command was cancelled, that holds replies that nobody has
+    read, whose session was changed in a way that RESET does not undo (SCRIPT DEBUG,
+    CLIENT NO-EVICT), or whose server has said READONLY, as after a failover.
 
     A connection that is lost while nothing is in its session is made anew by the next
-    command, for a lease must not begin with an error after the server was restarted. Once
-    there is something, each further command of the lease raises `ConnectionError` instead
-    of going on in another database, as another user.
+    command, so that no lease begins with an error after the server was restarted. Once there
+    is something, each further command of the lease raises `ConnectionError` instead of going
+    on in another database or as another user. To close a PubSub closes its connection.
 
     Example:
         ```python
@@ -280,7 +306,7 @@ class RedisManager(ResourceManager[Redis]):
         if reset not in {"session", "transaction"}:
             raise PoolConfigError(f"RedisManager: reset must be 'session' or 'transaction'; got {reset!r}")
         self._url = url
-        self._bring_back: Callable[[_Noted], Awaitable[None]] = _reset if reset == "session" else _end_transaction
+        self._reset = reset
         self._options: dict[str, Any] = {"socket_connect_timeout": CONNECT_TIMEOUT, **_without_moves(), **options}
 
     async def create(self) -> Redis:
@@ -344,7 +370,13 @@ class RedisManager(ResourceManager[Redis]):
             raise own(PoolError("the connection was lost"))
         if connection.unanswered or not connection.is_quiet:
             raise own(PoolError("the connection held replies that nobody had read"))
-        await self._bring_back(connection)
+        must_reset = self._reset == "session" and connection.traces is not _Traces.NONE
+        if must_reset or connection.transaction is not _Transaction.NONE:
+            await pool.get_connection()  # so that nobody comes in between
+            try:
+                await (_reset(connection) if self._reset == "session" else _end_transaction(connection))
+            finally:
+                await pool.release(connection)
 
     async def clean(self, resource: Redis) -> None:
         """Close the connection, within a second; for good, whoever may still have it.
@@ -393,8 +425,8 @@ async def _ping(client: Redis) -> None:
 
 
 async def _reset(connection: _Noted) -> None:
-    if connection.is_pristine:
-        return
+    if connection.traces is _Traces.LASTING:
+        raise own(PoolError("the session was changed in a way that RESET does not undo"))
     await connection.send_command("RESET", check_health=False)
     if await connection.read_response(disable_decoding=True) != b"RESET":
         raise own(PoolError("the connection held what nobody had read"))
@@ -407,9 +439,9 @@ async def _reset(connection: _Noted) -> None:
 
 
 async def _end_transaction(connection: _Noted) -> None:
-    if connection.transaction is not NONE:
-        await connection.send_command("DISCARD" if connection.transaction is OPEN else "UNWATCH", check_health=False)
-        await connection.read_response()
+    is_open = connection.transaction is _Transaction.OPEN
+    await connection.send_command("DISCARD" if is_open else "UNWATCH", check_health=False)
+    await connection.read_response()
 
 
 async def _close(pool: _Only) -> None:
