@@ -22,12 +22,10 @@ except ImportError as _error:
     )
     raise ImportError(msg) from _error
 
-# As DISCARD ALL, but for the role, which may be another than the user's own after connecting, and for the prepared
-# statements that asyncpg itself has made and counts on. Others are looked for last of all, since that is the
-# statement whose outcome asyncpg tells.
+# As DISCARD ALL, but for the prepared statements that asyncpg itself has made and counts on. Others
+# are looked for last of all, since that is the statement whose outcome asyncpg tells.
 RESET = """
 SET SESSION AUTHORIZATION DEFAULT;
-RESET ROLE;
 RESET ALL;
 CLOSE ALL;
 UNLISTEN *;
