@@ -5,11 +5,10 @@ it opens, closes, limits and looks after the whole. All methods need the pool's 
 """
 
 import random
-from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 
 from . import _report as report
+from ._generations import LOST
 from ._ledger import NEVER, Action, Ledger, Status
 from ._owner import owner_of
 from ._policy import Policy
@@ -31,7 +30,7 @@ class Allocation(Ledger[T]):
         self._watchers: list[Waiter[T]] = []
         self._proved_at = float("-inf")  # when a create or a check last succeeded
         self._probing_since: float | None = None  # when somebody began to wait for that
-        self._quiet: deque[Slot[T]] = deque()  # due for a check that keeps them alive
+        self._quiet: dict[Slot[T], None] = {}  # due for a check that keeps them alive
 
     # --- acquire --------------------------------------------------------------------------
 
@@ -84,7 +83,8 @@ class Allocation(Ledger[T]):
             self._note_refusal("deadlock")
             raise report.closes_circle(self)
         # Those for whom there is room wait for nobody; max_waiting bounds the others.
-        queued = len(self.queue) - (self.limit - len(self.taken) - len(self.changing))
+        busy = len(self.slots) - len(self.free) - len(self.checking)
+        queued = len(self.queue) - max(0, self.limit - busy)
         if self.policy.max_waiting is not None and queued >= self.policy.max_waiting:
             self._note_refusal("full")
             raise report.full(self)
@@ -127,14 +127,21 @@ class Allocation(Ledger[T]):
         return any(owner_of(slot) is request for slot in list(self.taken.values()))
 
     def _closes_circle(self, waiter: Waiter[T]) -> bool:
-        """Whether all there are are held by tasks and threads that wait, this one among them."""
+        """Whether all there are are held by tasks that wait, this one among them.
+
+        Threads are not asked: one that runs this and that in turn, as those for `def`
+        dependencies do, holds nothing by itself.
+        """
         held = 0
-        with suppress(RuntimeError):  # another thread has just leased or given back: then it does not wait
+        try:
             for slot in self.taken.values():
-                owner = owner_of(slot)
-                if owner is None or not (owner is waiter.owner or self.queue.has_one_of(owner)):
-                    return False  # most often the very first one
-                held += 1
+                if slot.generation != LOST:  # else it was written off
+                    owner = owner_of(slot)
+                    if owner is None or not (owner is waiter.owner or self.queue.has_one_of(owner)):
+                        return False  # most often the very first one
+                    held += 1
+        except RuntimeError:  # another thread has just leased or given back: then it does not wait
+            return False
         return held == len(self.slots)  # and none was given back as we looked
 
     # --- release: of a slot whose lease was ended by `end` ------------------------------------
@@ -223,7 +230,8 @@ class Allocation(Ledger[T]):
         was_failing = self.outage.failures > 0
         self.outage.note(cause, started=creation.started, now=now)
         self._doubt_free()
-        if self.queue and not was_failing:  # later ones are tries of our own, made for nobody
+        # Later ones are tries of our own, made for nobody; and a suspended pool lets all wait.
+        if self.queue and not was_failing and self.status is Status.OPEN:
             self._fail(self.queue.head(), report.unavailable(self, now))
         self._tell_watchers(report.unavailable(self, now))
         self._leave(creation.generation)
@@ -374,8 +382,9 @@ class Allocation(Ledger[T]):
 
     def _keep_alive(self, now: float) -> None:
         """Check what has been quiet for long, one at a time: the others stay ready for callers."""
-        while self._quiet and not self.checking:
-            slot = self._quiet.popleft()
+        while self._quiet and not self.checking and self.status is not Status.SUSPENDED:
+            slot = next(iter(self._quiet))
+            del self._quiet[slot]
             if self.upkeep.is_quiet(slot, now) and self.pull(slot):
                 self._start_check(slot)
 

@@ -10,7 +10,7 @@ import anyio
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
-from ._front import OWNER
+from ._front import REQUEST
 from ._loop import _in_trio
 
 DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
@@ -76,7 +76,7 @@ class Inbox:
         self._reader = anyio.CancelScope()
         self._arrived = anyio.Event()
         context = contextvars.copy_context()
-        context.run(OWNER.set, None)  # what a server keeps of its `receive` must not keep the request
+        context.run(REQUEST.set, None)  # what a server keeps of its `receive` must not keep the request
         if _in_trio():
             import trio  # noqa: PLC0415 - trio is not a dependency
 

@@ -24,7 +24,7 @@ from .manager import T
 from .stats import Holder, PoolStats
 
 # On whose behalf code runs: a request, with all that it starts.
-OWNER: ContextVar[object] = ContextVar("connectionpools_fastapi.owner", default=None)
+REQUEST: ContextVar[object] = ContextVar("connectionpools_fastapi.request", default=None)
 
 W = TypeVar("W", bound=Waiter[Any])
 
@@ -210,7 +210,7 @@ class Front(Generic[T]):
         """Tell a listener what happens from now on.
 
         Args:
-            listener: Its methods are called after the fact, in whatever thread or task it happened in.
+            listener: Its methods are called after the fact, from any thread or task.
         """
         self._keeper.listeners.add(listener)
         self._commit(self._state.listen, self._keeper.listeners.heard(), self._clock())

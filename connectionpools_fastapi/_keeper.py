@@ -33,6 +33,9 @@ R = TypeVar("R")
 Outcome = Callable[[float], None]
 
 
+# How long a lease that was collected may still be given back, in seconds.
+GRACE = 1.0
+
 # All there are, for a child process to find.
 _KEEPERS: WeakSet["Keeper[Any]"] = WeakSet()
 
@@ -49,9 +52,9 @@ class Keeper(Generic[T]):
         # Protects the state (but for its fast path), `loop` and `_due`. While it is held nothing
         # is awaited, called back, logged or woken: decisions only.
         self._lock = threading.Lock()
-        # The thread that has the lock. The garbage collector may run anywhere, and so, in the midst of
-        # a decision, the end of a caller that nobody will ever resume: that has to wait its turn.
-        self._decider = 0
+        # The threads in `_decide`. The garbage collector may run anywhere, and so, in the midst of a
+        # decision, the end of a caller that nobody will ever resume: that has to wait its turn.
+        self._deciding: set[int] = set()
         self._postponed: deque[Callable[[], object]] = deque()
         self._due = float("inf")  # when the timer is set to ring
         self._timer: Timer | None = None
@@ -66,7 +69,7 @@ class Keeper(Generic[T]):
 
     def commit(self, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Make one decision of the state, then carry out what it asks for; from any thread."""
-        if self._decider == get_ident():
+        if get_ident() in self._deciding:
             self._postpone(partial(decide, *args, **kwargs))
             return None  # type: ignore[return-value] # what may be postponed has nothing to say
         try:
@@ -78,9 +81,10 @@ class Keeper(Generic[T]):
         # What an outage keeps alive, down to half-open connections, must not die under the lock.
         cause = self._state.outage.cause
         ring_earlier = False
+        me = get_ident()
+        self._deciding.add(me)  # before the lock is taken and until it is released: there is no moment in between
         try:
             with self._lock:
-                self._decider = get_ident()
                 try:
                     return decide(*args, **kwargs)
                 finally:
@@ -88,15 +92,18 @@ class Keeper(Generic[T]):
                     if due < self._due:
                         self._due = due
                         ring_earlier = True
-                    self._decider = 0  # last of all: nothing is called from here to the release of the lock
         finally:
+            self._deciding.discard(me)
             del cause
             if ring_earlier:
                 self._set_timer()
 
     def _postpone(self, decision: partial[Any]) -> None:
         state = self._state
-        ends = (state.withdraw, state.release, state.discard, state.settle, state.forget, state.bring_back)
+        ends = (
+            *(state.withdraw, state.release, state.discard, state.detach),
+            *(state.settle, state.forget, state.bring_back),
+        )
         if decision.func not in ends:
             msg = (
                 f"pool {state.policy.name!r}: a destructor (__del__) called it while the garbage collector ran in the "
@@ -120,7 +127,7 @@ class Keeper(Generic[T]):
         """Begin anew in a forked child, whose only thread is this one."""
         _keep_for_good([self._state.fork(), self.loop, self._timer])
         self._lock = threading.Lock()  # somebody may have held the old one
-        self._decider = 0
+        self._deciding.clear()
         self._postponed.clear()
         self.loop = None
         self._timer = None
@@ -241,7 +248,12 @@ class Keeper(Generic[T]):
         The garbage collector says so, anywhere and at any moment, so no lock may be taken here.
         """
         self._lost.append(lease)
-        self._call_soon(self._recover)
+        self._call_soon(self._wait_and_recover)
+
+    def _wait_and_recover(self) -> None:
+        # The collector tells of a lease before it ends the generator that holds it, which may well give it back.
+        if self.loop is not None:
+            self.loop.call_later(GRACE, self._recover)
 
     def _recover(self) -> None:
         while self._lost:

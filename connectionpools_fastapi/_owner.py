@@ -1,6 +1,7 @@
 """Owner: the task or thread in which a lease began; it names who was given no better name."""
 
 import asyncio
+import os
 import sys
 import threading
 import traceback
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 # The calls that led somewhere, the last one first, as `traceback.StackSummary.from_list` takes them.
 Stack = list[tuple[str, int, str, str | None]]
 
-PACKAGE = str(Path(__file__).parent)
+PACKAGE = f"{Path(__file__).parent}{os.sep}"
 
 # The innermost ones: beyond them are the server and the event loop.
 MOST_FRAMES = 12
@@ -38,8 +39,12 @@ def current_task() -> object:
 
 def owner_of(slot: "Slot[Any]") -> object:
     """Return on whose behalf a slot is leased for a block: a task, a thread or a request; None if unknown."""
-    lease = slot.lease() if slot.lease is not None else None
-    return getattr(lease, "_owner", None)
+    return getattr(_leaseholder(slot), "_owner", None)
+
+
+def _leaseholder(slot: "Slot[Any]") -> object:
+    lease = slot.lease  # read once: it ends without the pool's lock
+    return lease() if lease is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +59,12 @@ class Hold:
     @classmethod
     def of(cls, slot: "Slot[Any]", now: float) -> Self:
         """Take note of a slot's lease."""
-        return cls(slot.holder, slot.lease() if slot.lease is not None else None, now - slot.since, slot.stack)
+        return cls(slot.holder, _leaseholder(slot), now - slot.since, slot.stack)
 
     def named(self) -> Holder:
         """Name the holder: as it was told, or after the task or thread in which the lease began."""
         if self.holder is not None:
-            return Holder(name=str(self.holder), age=self.age)
+            return Holder(name=_said(self.holder), age=self.age)
         return Holder(name=name_of(getattr(self.lease, "_owner", self.lease)), age=self.age)
 
     def __str__(self) -> str:
@@ -73,6 +78,13 @@ class Hold:
             return ""
         calls = traceback.StackSummary.from_list(self.stack[::-1]).format()
         return f"\nacquired at:\n{''.join(calls).rstrip()}"
+
+
+def _said(holder: object) -> str:
+    try:
+        return str(holder)
+    except Exception as error:  # noqa: BLE001 - whatever a holder raises: reports have to go on
+        return f"{type(holder).__name__} (its name failed with {type(error).__name__})"
 
 
 def name_of(owner: object) -> str:

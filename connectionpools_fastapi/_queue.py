@@ -49,7 +49,7 @@ class Queue(Generic[T]):
         waiter.owner = waiter.request = None  # they must not live on with its deadline
 
     def has_one_of(self, owner: object) -> bool:
-        """Whether this task or thread waits here."""
+        """Whether this task waits here."""
         return owner in self._owners
 
     def head(self) -> Waiter[T]:

@@ -78,7 +78,7 @@ def closes_circle(ledger: Ledger[Any]) -> WouldDeadlock:
 def full(ledger: Ledger[Any]) -> TooManyWaiting:
     """Say that the queue is full."""
     return TooManyWaiting(
-        f"{subject(ledger)}: max_waiting={ledger.policy.max_waiting} callers wait already. "
+        f"{subject(ledger)}: max_waiting={ledger.policy.max_waiting} allows no more of them to wait. "
         "Give resources back sooner, or raise limit or max_waiting"
     )
 

@@ -12,6 +12,7 @@ from ._ledger import NEVER, Action, Status
 from ._owner import Hold
 from ._slot import Slot
 from ._waiters import Waiter
+from .errors import NotLeased
 from .manager import T
 
 
@@ -144,6 +145,7 @@ class State(Allocation[T]):
         if self.status is Status.SUSPENDED:
             self.status = Status.OPEN
             self.outage.end()
+            self._keep_alive(now)
             self.settle(now)
 
     def borrow(self, slot: Slot[T]) -> bool:
@@ -180,7 +182,10 @@ class State(Allocation[T]):
         if slot is None:
             return None
         hold = Hold.of(slot, now)
-        self.end(slot, now)
+        try:
+            self.end(slot, now)
+        except NotLeased:  # another thread has just given it back by its resource
+            return None
         self._discard(slot, "leak")  # who lost the lease may still use the resource
         self.settle(now)
         return hold
@@ -247,7 +252,7 @@ class State(Allocation[T]):
             self.settle(now)
             return
         if self.upkeep.is_quiet(slot, now):
-            self._quiet.append(slot)
+            self._quiet[slot] = None
         self.upkeep.expect(slot, now)
 
     def _look_at_leases(self, now: float) -> None:
@@ -256,7 +261,7 @@ class State(Allocation[T]):
         self.gate = True  # whoever leases from now on sees to it that somebody looks
         leased = list(self.taken.values())
         for slot in leased:
-            if now - slot.since >= self._max_hold and slot.warned != slot.leases:
+            if now >= slot.since + self._max_hold and slot.warned != slot.leases:  # as `later` says, to the bit
                 slot.warned = slot.leases
                 self.todo.append((Action.WARN, Hold.of(slot, now)))
         if len(self.free) < len(self.slots):  # something is leased, or just being leased

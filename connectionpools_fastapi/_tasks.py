@@ -5,7 +5,7 @@ from typing import Self
 
 import anyio
 
-from ._front import OWNER, Front
+from ._front import REQUEST, Front
 from ._ledger import Status
 from ._log import logger
 from ._loop import Loop, current_loop, task_waiter
@@ -129,7 +129,8 @@ class TaskFront(Front[T]):
             PoolTimeout: If none came free in time.
             ResourceUnavailable: If `create` fails and nothing is left to wait for.
             TooManyWaiting: If `max_waiting` callers wait already.
-            WouldDeadlock: If it would wait for a second one while its request holds a first.
+            WouldDeadlock: If it would wait for a second one while its request holds a first, or
+                while each other one is held by a task that waits, in a block of `lease`.
             PoolClosed: If the pool is not open, or closes meanwhile.
             WrongEventLoop: If the resources belong to another loop.
         """
@@ -185,7 +186,7 @@ class TaskFront(Front[T]):
 
     async def _queue_up(self, timeout: float | None | Default, task: object) -> Slot[T]:
         waiter: TaskWaiter[T] = task_waiter()
-        waiter.owner, waiter.request = task, OWNER.get()
+        waiter.owner, waiter.request = task, REQUEST.get()
         slot = self._commit(self._state.acquire, waiter, self._seconds(timeout), self._clock())
         if slot is not None:
             return slot

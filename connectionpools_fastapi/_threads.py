@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from ._front import OWNER
+from ._front import REQUEST
 from ._ledger import Status
 from ._loop import LoopEnded, PrivateLoop, current_loop
 from ._owner import current_thread
@@ -105,7 +105,7 @@ class ThreadFront(TaskFront[T]):
 
     def _queue_up_sync(self, timeout: float | None | Default) -> Slot[T]:
         waiter: ThreadWaiter[T] = ThreadWaiter()
-        waiter.owner, waiter.request = current_thread(), OWNER.get()
+        waiter.request = REQUEST.get()
         seconds = self._seconds(timeout)
         slot = self._commit(self._state.acquire, waiter, seconds, self._clock())
         if slot is not None:

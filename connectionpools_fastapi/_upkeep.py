@@ -1,6 +1,7 @@
 """Upkeep: when each resource is due, for its age alone, to be checked or to go."""
 
 import heapq
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic
 
@@ -59,12 +60,13 @@ class Upkeep(Generic[T]):
     def expect(self, slot: Slot[T], now: float) -> None:
         """Look at a resource again when something may be due."""
         idle_at, quiet_at = slot.since + self._max_idle * slot.pace, self._quiet_at(slot)
-        slot.look_at = min(
+        look_at = min(
             slot.retire_at if slot.retire_at > now else NEVER,
             # What is over by now is in use, or is kept by min_free: then not before it can be over again.
             idle_at if idle_at > now else now + self._max_idle * slot.pace,
             quiet_at if quiet_at > now else now + self._keepalive * slot.pace,
         )
+        slot.look_at = max(look_at, math.nextafter(now, NEVER))  # not now again, however short the times are
         if slot.look_at < NEVER:
             heapq.heappush(self._looks, (slot.look_at, slot.key))
             if len(self._looks) > 2 * len(self._slots) + 64:

@@ -24,7 +24,7 @@ class Waiter(Generic[T]):
         self.asked_at = 0.0
         self.deadline: float | None = None
         self.waited = 0.0
-        self.owner: object = None  # the task or thread that waits
+        self.owner: object = None  # the task that waits
         self.request: object = None  # on whose behalf it waits, where that is known
         self.slot: Slot[T] | None = None
         self.error: PoolError | None = None

@@ -8,8 +8,9 @@ class PoolListener:
     """What a pool tells while it works; override what you want to hear of.
 
     The methods are called after the fact and outside the pool's lock, in whatever thread or
-    task it happened in, so they must not block or wait; to call the pool is fine. What they
-    raise is logged and does no harm. `pool` is the pool's name; all times are in seconds.
+    task carries it out (a waiter's `on_acquire` in that which gave back, say), so they must
+    not block or wait; to call the pool is fine. What they raise is logged and does no harm.
+    `pool` is the pool's name; all times are in seconds.
 
     A method that is not overridden costs nothing. Only `on_acquire` and `on_release` are
     heard at each lease, which then takes the way through the pool's lock.
@@ -93,5 +94,5 @@ class Listeners:
         for listener in self._all:
             try:
                 getattr(listener, event)(self._pool, *facts)
-            except Exception as error:  # noqa: BLE001 - whatever it raises
+            except BaseException as error:  # noqa: BLE001 - whatever it raises: decisions are still to be carried out
                 logger.error("pool %r: %s of a listener failed with %s", self._pool, event, describe(error))

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ._disconnect import ClientGone, Inbox
-from ._front import OWNER
+from ._front import REQUEST
 from ._log import logger
 from ._request import SCOPE_KEY, RequestLeases, Route, started_pools
 from ._wiring import check_dependencies, hidden_routes
@@ -122,7 +122,7 @@ class PoolMiddleware:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         inbox = Inbox(receive)
         leases = scope[SCOPE_KEY] = RequestLeases(inbox)
-        owner = OWNER.set(leases)
+        owner = REQUEST.set(leases)
         begun: str | None = None
 
         async def send_and_end(message: Message) -> None:
@@ -157,7 +157,7 @@ class PoolMiddleware:
         finally:
             inbox.close()
             leases.end_response()
-            OWNER.reset(owner)
+            REQUEST.reset(owner)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the wiring, and let what cannot start be one clear line in the server's log, not a traceback."""

@@ -104,7 +104,8 @@ class ConnectionPool(ThreadFront[T]):
                 background, in seconds, so that no firewall forgets it and no caller has to find
                 out that it is dead; None for never. Below `check_after`, no caller waits for a check.
             max_lifetime: How old a resource may get, in seconds; None for any age. Like the next
-                one it is shortened by up to a tenth, left to chance, so that not all go at once.
+                one and `keepalive` it is shortened by up to a tenth, left to chance, so that not
+                all are due at once.
             max_idle: How long a resource may be free and not be used, in seconds; None for
                 any time. Those that `min_free` asks for stay.
             max_uses: How often a resource is leased; None for any number.

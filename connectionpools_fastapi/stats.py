@@ -64,7 +64,8 @@ class Holder:
     """Who holds a lease, and since when.
 
     Attributes:
-        name: What its lease was given as `holder`: with `Leased` the route, as "GET /items/{id}".
+        name: What its lease was given as `holder`: with `Leased` the route, as "GET /items/{id}";
+            else the name of the task or thread in which it began.
         age: For how long, in seconds.
     """
 
@@ -76,7 +77,8 @@ class Holder:
 class PoolStats:
     """The state of a pool at one moment, and its totals since it was made.
 
-    `free + taken + creating <= limit`, and `acquires == releases + leased`.
+    `free + taken + creating <= limit`, but for a while after `resize` to fewer, and
+    `acquires == releases + leased`.
 
     Attributes:
         name: The pool's name.

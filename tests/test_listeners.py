@@ -1,5 +1,6 @@
 """Listeners hear what happens in a pool, and cost nothing and do no harm."""
 
+import asyncio
 import logging
 import threading
 from typing import Any
@@ -158,10 +159,13 @@ async def test_who_listens_to_rare_events_leaves_the_fast_path_as_fast_as_it_was
         assert pool._state.heard == frozenset()
 
 
-async def test_a_listener_that_raises_is_logged_and_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [ValueError(SECRET), KeyboardInterrupt(), SystemExit(1), asyncio.CancelledError()])
+async def test_a_listener_that_raises_is_logged_and_harms_nobody(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
     class Broken(PoolListener):
         def on_acquire(self, pool: str, waited: float) -> None:
-            raise ValueError(SECRET)
+            raise error
 
         def on_clean(self, pool: str) -> None:
             raise ValueError(SECRET)
@@ -176,7 +180,7 @@ async def test_a_listener_that_raises_is_logged_and_harms_nobody(caplog: pytest.
                 pass
             await assert_nothing_is_lost(pool, backend)
     assert listener.count("on_acquire") == 2
-    assert caplog.messages[0] == "pool 'db': on_acquire of a listener failed with ValueError"
+    assert caplog.messages[0] == f"pool 'db': on_acquire of a listener failed with {type(error).__name__}"
     assert SECRET not in caplog.text
 
 

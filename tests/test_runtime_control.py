@@ -113,6 +113,33 @@ async def test_what_was_being_created_when_the_limit_fell_is_not_kept() -> None:
         check(pool)
 
 
+async def test_who_would_be_served_is_let_in_whatever_the_limit_was_and_whatever_was_written_off() -> None:
+    backend = Backend()
+    pool = backend.pool(limit=1, max_waiting=0, close_timeout=0)
+    await pool.open()
+    late = await pool.acquire()
+    await pool.close()
+    async with pool:
+        async with pool.lease():
+            pass
+        await pool.release(late)
+    wide = backend.pool(limit=4, max_waiting=2)
+    async with wide, anyio.create_task_group() as group:
+        leased = [await wide.acquire() for _ in range(4)]
+        wide.resize(2)
+
+        async def call() -> None:
+            async with wide.lease():
+                pass
+
+        for _ in range(2):
+            group.start_soon(call)
+        await settled()
+        assert wide.waiting == 2
+        for resource in leased:
+            await wide.release(resource)
+
+
 async def test_min_free_is_kept_as_far_as_the_limit_allows() -> None:
     backend = Backend()
     async with backend.pool(limit=5, min_free=3) as pool:
@@ -266,6 +293,42 @@ async def test_what_failed_before_is_tried_anew_and_at_once_when_resumed() -> No
             pool.resume()
         assert loop_time() == began
         assert not pool.stats().failing
+
+
+async def test_a_create_that_fails_after_suspend_fails_nobody() -> None:
+    backend = Backend()
+    async with backend.pool(limit=2) as pool, anyio.create_task_group() as group:
+        backend["create"].shut()
+        served: list[Resource] = []
+
+        async def call() -> None:
+            async with pool.lease() as resource:
+                served.append(resource)
+
+        group.start_soon(call)
+        await settled()
+        pool.suspend()
+        backend.fail("create")
+        backend["create"].open()
+        await settled()
+        assert pool.waiting == 1
+        backend.work("create")
+        pool.resume()
+        await settled()
+        assert len(served) == 1
+
+
+async def test_nothing_is_kept_alive_while_suspended_but_afterwards() -> None:
+    backend = Backend()
+    async with backend.pool("check", limit=2, min_free=2, keepalive=5, check_after=10) as pool:
+        pool.suspend()
+        backend.fail("check")
+        await anyio.sleep(30)
+        assert (pool.free, backend.count("check")) == (2, 0)
+        backend.work("check")
+        pool.resume()
+        await settled()
+        assert (pool.free, backend.count("check")) == (2, 2)
 
 
 async def test_a_suspended_pool_closes_like_any_other() -> None:

@@ -16,6 +16,24 @@ from tests.support import Backend, Resource, assert_nothing_is_lost, check, held
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
 
+@pytest.fixture
+def rings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Record the timers that pools set."""
+    found: list[float] = []
+    for kind in (AsyncioLoop, TrioLoop):
+        original: Any = kind.call_later
+
+        def call_later(loop: Any, delay: float, call: Callable[[], None], original: Any = original) -> Any:
+            def ring() -> None:
+                found.append(loop_time())
+                call()
+
+            return original(loop, delay, ring)
+
+        monkeypatch.setattr(kind, "call_later", call_later)
+    return found
+
+
 @asynccontextmanager
 async def filled(
     backend: Backend, *hooks: str, size: int = 3, **options: Any
@@ -287,25 +305,36 @@ def test_keepalive_without_a_check_is_refused() -> None:
         Backend().pool(keepalive=30)
 
 
+async def test_times_below_the_clock_s_own_precision_do_no_harm() -> None:
+    backend = Backend()
+    async with backend.pool(limit=1, min_free=1, max_idle=1e-12, max_lifetime=1e6) as pool:
+        async with pool.lease():
+            pass
+        state = pool._state
+        for slot in state.slots.values():
+            state.upkeep.expect(slot, 1e9)
+            assert slot.look_at > 1e9
+
+
+async def test_a_slow_check_lets_nothing_pile_up() -> None:
+    backend = Backend()
+    async with filled(backend, "check", size=5, keepalive=1, check_after=10, hook_timeout=1000) as pool:
+        backend["check"].shut()
+        await age(500)
+        assert len(pool._state._quiet) <= 5
+        backend["check"].open()
+
+
+@pytest.mark.parametrize("max_hold", [13.522987986828, 0.1, 3.3, 7.7])
+async def test_a_lease_is_looked_at_when_its_time_is_over_to_the_bit(max_hold: float, rings: list[float]) -> None:
+    async with Backend().pool(limit=1, max_hold=max_hold) as pool:
+        for _ in range(20):
+            async with pool.lease():
+                await age(max_hold * 1.37)
+        assert len(rings) <= 60
+
+
 # --- one timer, no polling ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def rings(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Record the timers that pools set."""
-    found: list[float] = []
-    for kind in (AsyncioLoop, TrioLoop):
-        original: Any = kind.call_later
-
-        def call_later(loop: Any, delay: float, call: Callable[[], None], original: Any = original) -> Any:
-            def ring() -> None:
-                found.append(loop_time())
-                call()
-
-            return original(loop, delay, ring)
-
-        monkeypatch.setattr(kind, "call_later", call_later)
-    return found
 
 
 async def test_an_idle_pool_wakes_nobody(rings: list[float]) -> None:
