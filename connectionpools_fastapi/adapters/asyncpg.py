@@ -153,13 +153,14 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
             PoolError: If it cannot be reset.
             Exception: What asyncpg raises if it is closed.
         """
-        if not resource.is_closed() and await _is_busy(resource):
+        connection: Any = resource  # one that `_leasable` describes
+        if not connection.is_closed() and await _is_busy(connection):
             raise own(PoolError("the connection is busy: its query still runs or was just cancelled"))
-        if resource.has_new_codecs:
+        if connection.has_new_codecs:
             raise _mistake("a lease has set type codecs; set them in init")
-        await resource.reset()
-        resource.recall()
-        if self._resets_session and await resource.execute(RESET) != NONE_FOUND:
+        await connection.reset()
+        connection.recall()
+        if self._resets_session and await connection.execute(RESET) != NONE_FOUND:
             raise own(PoolError("a lease has left prepared statements of its own; DEALLOCATE them"))
 
     async def clean(self, resource: asyncpg.Connection) -> None:
@@ -177,7 +178,7 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
             resource._transport.abort()  # which asyncpg before 0.32 does not do itself
 
 
-async def _connect(dsn: str | None, options: dict[str, Any]) -> asyncpg.Connection:
+async def _connect(dsn: str | None, options: dict[str, Any]) -> Any:
     try:
         return await asyncpg.connect(dsn, **options)
     except (ValueError, OverflowError):  # their text may hold what is secret
@@ -202,7 +203,7 @@ def _mistake(text: str) -> PoolConfigError:
     return own(PoolConfigError(f"AsyncpgManager: {text}"))
 
 
-async def _is_busy(connection: asyncpg.Connection) -> bool:
+async def _is_busy(connection: Any) -> bool:
     """Whether a query runs or is being cancelled; without a round trip.
 
     The driver has no word for it, but refuses to close a statement that is in use, which
@@ -218,8 +219,8 @@ async def _is_busy(connection: asyncpg.Connection) -> bool:
     except asyncpg.InternalClientError:
         return False
     except asyncpg.InterfaceError:
-        return True
-    return True  # never: it would have been closed
+        pass
+    return True
 
 
 def _leasable(kind: type[asyncpg.Connection]) -> type[asyncpg.Connection]:
