@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -39,10 +39,8 @@ PLAIN_THREADS = 6  # and one for each of the two loops
 TASKS = 4  # in each loop
 TURNS = 150  # of each thread and each task
 MOST = 6  # the highest limit
+ROUNDS = 400  # after each of which nobody comes any more who could wake whoever was forgotten
 PATIENCE = 60.0  # seconds after which a thread is stuck
-
-# What a caller may be told while all this goes on.
-ANSWERS = (PoolTimeout, ResourceUnavailable, WouldDeadlock)
 
 
 class FlakyBackend(PlainBackend):
@@ -73,6 +71,17 @@ class FlakyBackend(PlainBackend):
         self._fail(0.1)
 
 
+@contextmanager
+def answers() -> Iterator[None]:
+    """Take any answer but one: nobody holds a resource for so long that twenty seconds could go by."""
+    try:
+        yield
+    except PoolTimeout as error:
+        assert "within 20 s" not in str(error), "somebody was forgotten"  # noqa: PT017 - not what is expected
+    except (ResourceUnavailable, WouldDeadlock):
+        pass
+
+
 class Ear(PoolListener):
     """Wants to hear of each lease."""
 
@@ -83,24 +92,38 @@ class Ear(PoolListener):
         assert used >= 0, pool
 
 
-class Stress:
-    """What threads and tasks do to one pool, and what they see."""
+def all_at_once(calls: Sequence[Callable[[threading.Barrier], Any]], pool: ConnectionPool[Resource]) -> None:
+    """Have each call in a thread of its own, with a barrier for them to meet at; the first failure is raised."""
+    barrier = threading.Barrier(len(calls), timeout=PATIENCE)
+    failures: list[BaseException] = []
 
-    def __init__(self, seed: int, *, has_change: bool, turns: int) -> None:
-        self.seed = seed
-        self.turns = turns
-        self.backend = FlakyBackend(seed)
-        hooks = ("check", "change") if has_change else ("check",)
-        self.pool: ConnectionPool[Resource] = self.backend.pool(
-            *hooks, limit=4, min_free=1, timeout=20, check_after=0.0005, max_uses=50, max_idle=0.01, max_hold=1
-        )
-        self.detached: list[Resource] = []
-        self.failures: list[BaseException] = []
+    def run(call: Callable[[threading.Barrier], Any]) -> None:
+        try:
+            barrier.wait()
+            call(barrier)
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failures.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    if failures:
+        raise failures[0]
+    stuck = [thread.name for thread in threads if thread.is_alive()]
+    assert not stuck, f"{stuck} are stuck: {pool.stats()}"
+
+
+class Users:
+    """Sees whether two ever have the same resource."""
+
+    def __init__(self) -> None:
         self._users: dict[int, object] = {}
 
     @contextmanager
     def using(self, resource: Resource) -> Iterator[None]:
-        """See that nobody else has the same."""
         me = object()
         assert self._users.setdefault(id(resource), me) is me, "two have the same"
         assert len(self._users) <= MOST, "more in use than there may be"
@@ -109,18 +132,33 @@ class Stress:
         finally:
             assert self._users.pop(id(resource)) is me, "two had the same"
 
+
+class Stress(Users):
+    """What threads and tasks do to one pool, and what they see."""
+
+    def __init__(self, seed: int, *, has_change: bool, turns: int) -> None:
+        super().__init__()
+        self.seed = seed
+        self.turns = turns
+        self.backend = FlakyBackend(seed)
+        hooks = ("check", "change") if has_change else ("check",)
+        self.pool: ConnectionPool[Resource] = self.backend.pool(
+            *hooks, limit=4, min_free=1, timeout=20, check_after=0.0005, max_uses=50, max_idle=0.01, max_hold=1
+        )
+        self.detached: list[Resource] = []
+
     # --- one turn after the other -------------------------------------------------------------
 
-    def in_thread(self, number: int) -> None:
+    def in_thread(self, number: int, _: threading.Barrier) -> None:
         chance = random.Random(self.seed + number)  # noqa: S311 - no secret
         for operation in chance.choices(*PLAIN, k=self.turns):
-            with suppress(*ANSWERS):
+            with answers():
                 operation(self, chance)
 
     async def in_task(self, number: int) -> None:
         chance = random.Random(self.seed + number)  # noqa: S311 - no secret
         for operation in chance.choices(*ASYNC, k=self.turns):
-            with suppress(*ANSWERS):
+            with answers():
                 await operation(self, chance)
             await anyio.lowlevel.checkpoint()
 
@@ -129,7 +167,7 @@ class Stress:
             for task in range(TASKS):
                 group.start_soon(self.in_task, number + task)
 
-    def in_loop_of(self, library: str, number: int) -> None:
+    def in_loop_of(self, library: str, number: int, _: threading.Barrier) -> None:
         anyio.run(self.in_loop, number, backend=library)
 
     # --- the whole ----------------------------------------------------------------------------------
@@ -137,25 +175,9 @@ class Stress:
     def run(self) -> None:
         """Do it all at once: in six threads, in a loop of asyncio and in one of trio."""
         self.backend.is_flaky = True
-        calls = [partial(self.in_thread, number) for number in range(PLAIN_THREADS)]
+        calls: list[Any] = [partial(self.in_thread, number) for number in range(PLAIN_THREADS)]
         calls += [partial(self.in_loop_of, library, 100 * len(library)) for library in ("asyncio", "trio")]
-        barrier = threading.Barrier(len(calls))
-        threads = [threading.Thread(target=self._catch, args=(barrier, call), daemon=True) for call in calls]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(PATIENCE)
-        stuck = [thread.name for thread in threads if thread.is_alive()]
-        assert not stuck, f"{stuck} are stuck: {self.pool.stats()}"
-        if self.failures:
-            raise self.failures[0]
-
-    def _catch(self, barrier: threading.Barrier, call: Callable[[], Any]) -> None:
-        try:
-            barrier.wait(PATIENCE)
-            call()
-        except BaseException as error:  # noqa: BLE001 - raised again by who waits for it
-            self.failures.append(error)
+        all_at_once(calls, self.pool)
 
     def in_turn_with_the_threads(self) -> None:
         """Open in a plain thread: the pool's own tasks live in a loop of its own."""
@@ -395,6 +417,48 @@ def test_whatever_threads_and_loops_do_at_once_each_resource_has_one_user_and_no
     stress_a_pool(opened_in, has_change=has_change)
 
 
+@pytest.mark.parametrize("limit", [2, 6])
+def test_the_last_one_to_wait_is_woken_although_nobody_comes_after_it(limit: int) -> None:
+    wait_in_rounds(limit)
+
+
+def wait_in_rounds(limit: int, rounds: int = ROUNDS) -> None:
+    """Use the fast path in short rounds: in a longer run the next to come would hide that one was forgotten."""
+    backend, users = PlainBackend(), Users()
+
+    def in_thread(barrier: threading.Barrier) -> None:
+        for _ in range(rounds):
+            barrier.wait()
+            for _ in range(3):
+                with pool.lease(timeout=5) as resource, users.using(resource):
+                    pass
+
+    async def in_task() -> None:
+        for _ in range(3):
+            async with pool.lease(timeout=5) as resource:
+                with users.using(resource):
+                    pass
+
+    async def in_loop(barrier: threading.Barrier) -> None:
+        for _ in range(rounds):
+            barrier.wait()
+            async with anyio.create_task_group() as group:
+                group.start_soon(in_task)
+                group.start_soon(in_task)
+
+    def in_asyncio(barrier: threading.Barrier) -> None:
+        anyio.run(in_loop, barrier, backend="asyncio")
+
+    def in_trio(barrier: threading.Barrier) -> None:
+        anyio.run(in_loop, barrier, backend="trio")
+
+    with frequent_switches(), backend.pool(limit=limit) as pool:
+        all_at_once([in_thread] * PLAIN_THREADS + [in_asyncio, in_trio], pool)
+        check(pool)
+        assert pool.stats().acquires == 3 * rounds * (PLAIN_THREADS + 2 * 2)
+    assert same(backend.created, backend.cleaned)
+
+
 # --- without the GIL ------------------------------------------------------------------------------------------------
 
 # FastAPI has compiled parts, which are of another interpreter: the core is taken out of the package.
@@ -463,6 +527,8 @@ def main() -> None:
     for opened_in in ("thread", "loop"):
         for has_change in (False, True):
             stress_a_pool(opened_in, has_change=has_change, turns=turns)
+    for limit in (2, 6):
+        wait_in_rounds(limit, turns)
     print(f"all was well, with {'the' if has_gil() else 'no'} GIL")  # noqa: T201 - a script
 
 
