@@ -317,13 +317,13 @@ async def test_timeouts_and_retries_go_on_in_the_next_life() -> None:
     backend = Backend()
     pool = backend.pool(limit=1, timeout=5)
     async with pool:
-        held = await pool.acquire()
+        resource = await pool.acquire()
         async with anyio.create_task_group() as group:
             group.start_soon(outcome_of, pool.acquire)
             await settled()
-            await pool.release(held)
+            await pool.release(resource)
     await pool.close()
-    async with pool, pool.lease():
+    async with pool, held(pool):
         began = loop_time()
         assert isinstance(await outcome_of(lambda: pool.acquire(timeout=100)), TimeoutError)
         assert loop_time() - began == pytest.approx(100, abs=1e-6)
