@@ -138,12 +138,13 @@ def test_a_lease_that_reads_writes_and_looks_around_costs_no_new_connection(path
 
 def test_what_was_left_is_noticed_each_time_also_by_a_statement_that_is_kept_compiled(path: Path) -> None:
     with ConnectionPool(SqliteManager(path), limit=1) as pool:
-        for _ in range(3):
+        for _ in range(4):
             with pool.lease() as conn:
                 assert rows("PRAGMA journal_mode")(conn) == [("wal",)]
                 assert rows("PRAGMA max_page_count")(conn) != [(50,)]
                 conn.execute("PRAGMA journal_mode = delete").fetchall()
                 conn.execute("PRAGMA max_page_count = 50").fetchall()
+        assert pool.stats().creates == 1
 
 
 def test_a_connection_that_cannot_be_brought_back_is_replaced(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -309,12 +310,13 @@ def test_what_init_sets_up_stays_and_what_it_writes_is_committed(path: Path) -> 
         conn.execute(WRITE)
 
     with ConnectionPool(SqliteManager(path, init=init), limit=1) as pool:
-        for _ in range(2):
+        for _ in range(4):
             with pool.lease() as conn:
                 assert conn.execute("SELECT ours() AS answer FROM notes").fetchall()[3]["answer"] == 42
                 assert conn.execute("SELECT count(*) AS n FROM temp.ours").fetchone()["n"] == 0
                 conn.row_factory = None
                 conn.create_function("mine", 0, lambda: 1)  # costs a new connection
+        assert pool.stats().creates == 1  # behind the same object
 
 
 def test_an_init_that_fails_leaves_nothing_open(path: Path) -> None:

@@ -168,13 +168,13 @@ class Database:
         return conn
 
     def _connect(self, conn: Session, location: str) -> None:
-        conn.changes = set()
-        conn.location = location
         try:
-            # The very same object may be connected more than once: see `bring_back`.
+            # The very same object may be connected more than once, which takes away its attributes.
             sqlite3.Connection.__init__(
                 conn, location, uri=location.startswith("file:"), check_same_thread=False, **self._options
             )
+            conn.location = location
+            conn.changes = set()
             conn.path = conn.execute("PRAGMA database_list").fetchone()[2]
             self._set_pragmas(conn)
         except sqlite3.Error as error:
