@@ -15,10 +15,10 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError, WatchError
 from redis.exceptions import ConnectionError as LostError
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError, WatchError
 
-from connectionpools_fastapi import ConnectionPool, PoolConfigError, ResourceManager, ResourceUnavailable
+from connectionpools_fastapi import ConnectionPool, PoolConfigError, PoolError, ResourceManager, ResourceUnavailable
 from connectionpools_fastapi.adapters import redis as adapter
 from connectionpools_fastapi.adapters.redis import HARMLESS, RedisManager
 from tests.servers import RedisServer, redis
@@ -562,6 +562,18 @@ async def test_a_lease_is_one_connection_whatever_is_done_with_it(redis_url: str
         assert socket_of(client) != here  # redis-py closes the connection of a PubSub
 
 
+async def test_after_a_pubsub_was_closed_the_lease_goes_on_and_its_connection_is_used_again(redis_url: str) -> None:
+    async with cache_of(RedisManager(redis_url)) as pool:
+        async with pool.lease() as client:
+            pubsub = client.pubsub()
+            await pubsub.subscribe("test:news")  # and its reply is not read
+            await pubsub.aclose()
+            assert await client.get("test:key") is None
+            here = socket_of(client)
+        async with pool.lease() as client:
+            assert socket_of(client) == here
+
+
 async def test_who_would_wait_for_itself_is_told_at_once(redis_url: str) -> None:
     async with cache_of(RedisManager(redis_url)) as pool, pool.lease() as client:
         pipe = client.pipeline()
@@ -742,6 +754,36 @@ async def test_a_check_needs_one_answer_and_no_permission(redis_url: str, admin:
             async with pool.lease() as client:
                 assert await client.get("test:key") is None
         assert pool.stats().creates == 1
+
+
+async def test_what_is_known_to_be_closed_is_said_without_asking(redis_url: str) -> None:
+    manager = RedisManager(redis_url)
+    client: Any = await manager.create()
+    assert await manager.check(client)
+    await client.connection_pool.disconnect()
+    assert not await manager.check(client)
+    with pytest.raises(PoolError, match="the connection was lost"):
+        await manager.change(client)
+    await manager.clean(client)
+
+
+async def test_a_server_that_still_loads_its_data_is_not_there_yet() -> None:
+    slowly = ("--key-load-delay", "10000", "--rdbcompression", "no")  # 10 ms a key, and it looks up every 2 MB
+    with tempfile.TemporaryDirectory() as folder, redis("--dir", folder, *slowly) as server:
+        async with Redis.from_url(server.url) as admin:
+            await admin.mset({f"test:{number}": "x" * 2**20 for number in range(20)})
+            await admin.save()
+        server.stop()
+        manager = RedisManager(server.url, protocol=2)
+        starting = asyncio.create_task(asyncio.to_thread(server.start))
+        errors = []
+        async with asyncio.timeout(10):
+            while not starting.done():
+                try:
+                    await manager.clean(await manager.create())
+                except RedisError as error:
+                    errors.append(type(error))
+        assert BusyLoadingError in errors
 
 
 async def test_credentials_are_asked_for_anew_at_each_create(redis_url: str, admin: Any) -> None:
