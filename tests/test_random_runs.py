@@ -34,7 +34,7 @@ from connectionpools_fastapi import (
 from connectionpools_fastapi._queue import Queue
 from tests.support import SECRET, Backend, JumpingLoop, Resource, assert_nothing_is_lost
 
-RUNS = 1000  # as many as fit into about two seconds
+RUNS = 600  # as many as fit into about two seconds
 LONGEST = 2000.0  # when a run that began at 1000 virtual seconds has not ended, it never will; common is 1010
 MOST_TURNS = 5000  # as above; a hundred are common
 EPSILON = 1e-6  # time is a sum of floats
@@ -339,7 +339,7 @@ class Run:
             "max_lifetime": draw([None, None, 0.3, 1.0]),
             "max_idle": draw([None, None, 0.2]),
             "max_uses": draw([None, None, 1, 3]),
-            "max_hold": draw([None]),
+            "max_hold": draw([None, 0.05]),
         }
 
     def _make_pool(self) -> ConnectionPool[Resource]:
@@ -880,7 +880,7 @@ def test_whatever_comes_at_whatever_turn_nothing_is_lost_and_nobody_is_stranded(
         seen += Run(seed).execute().seen
     if len(runs) >= RUNS:  # and did anything come?
         wanted = {operation.__name__ for operation in OPERATIONS}
-        wanted |= {f"cancelled in {operation.__name__}" for operation in (lease_for_a_block, drain, close_it)}
+        wanted |= {f"cancelled in {operation.__name__}" for operation in (lease_for_a_block, close_it)}
         wanted |= {
             "cancelled at the grant",
             "PoolTimeout",
