@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -528,7 +529,7 @@ class Run:
         return "\n".join(
             [
                 f"{type(error).__name__}: {error}",
-                f"Have just this run again: POOL_SEED={self.seed} POOL_RUNS=1 python -m pytest {__name__}",
+                f"Have just this run again: POOL_SEED={self.seed} POOL_RUNS=1 python -m pytest tests/{Path(__file__).name}",
                 f"at turn {self.turn}, {self.pool!r}, {self.options}",
                 f"not done: {', '.join(undone) or 'nobody'}; the last of what happened:",
                 *lines,
