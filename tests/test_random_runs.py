@@ -35,6 +35,7 @@ from connectionpools_fastapi import (
 from connectionpools_fastapi._queue import Queue
 from tests.support import SECRET, Backend, JumpingLoop, Resource, assert_nothing_is_lost
 
+FILE = f"tests/{Path(__file__).name}"
 RUNS = 600  # as many as fit into about two seconds
 LONGEST = 2000.0  # when a run that began at 1000 virtual seconds has not ended, it never will; common is 1010
 MOST_TURNS = 5000  # as above; a hundred are common
@@ -529,7 +530,7 @@ class Run:
         return "\n".join(
             [
                 f"{type(error).__name__}: {error}",
-                f"Have just this run again: POOL_SEED={self.seed} POOL_RUNS=1 python -m pytest tests/{Path(__file__).name}",
+                f"Have just this run again: POOL_SEED={self.seed} POOL_RUNS=1 python -m pytest {FILE}",
                 f"at turn {self.turn}, {self.pool!r}, {self.options}",
                 f"not done: {', '.join(undone) or 'nobody'}; the last of what happened:",
                 *lines,
