@@ -15,21 +15,7 @@ from connectionpools_fastapi._owner import Hold
 from connectionpools_fastapi._policy import Policy
 from connectionpools_fastapi._slot import Creation, Slot
 from connectionpools_fastapi._state import State
-from connectionpools_fastapi._waiters import Waiter
-from tests.support import Resource
-
-
-class Caller(Waiter[Resource]):
-    """A parked caller that only remembers whether it was woken."""
-
-    __slots__ = ("__weakref__", "woken")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.woken = 0
-
-    def wake(self) -> None:
-        self.woken += 1
+from tests.support import Caller, Resource
 
 
 def index() -> st.SearchStrategy[int]:
