@@ -375,8 +375,11 @@ async def proxy(postgres_url: str) -> AsyncIterator[Proxy]:
     proxy = Proxy(server._replace(netloc=f"{account}@127.0.0.1:{port}").geturl())
 
     async def serve(driver: anyio.abc.SocketStream) -> None:
-        stream = await anyio.connect_tcp(server.hostname or "", server.port or 5432)
-        async with driver, stream, anyio.create_task_group() as both:
+        async with (
+            driver,
+            await anyio.connect_tcp(server.hostname or "", server.port or 5432) as stream,
+            anyio.create_task_group() as both,
+        ):
             both.start_soon(answer, stream, driver, both.cancel_scope)
             with suppress(anyio.BrokenResourceError):
                 async for chunk in driver:
