@@ -172,6 +172,13 @@ async def watch_and_open_multi(client: Any, _: Any) -> None:
     await open_multi(client, _)
 
 
+async def watch_within_a_multi(client: Any, _: Any) -> None:
+    await open_multi(client, _)
+    await raw(client, "UNWATCH")  # is queued
+    with pytest.raises(ResponseError):
+        await watch(client, _)
+
+
 async def subscribe(client: Any, _: Any) -> None:
     await raw(client, "SUBSCRIBE", "test:news")
 
@@ -200,6 +207,7 @@ LEFTOVERS: list[tuple[Leave, Look, tuple[int, ...]]] = [
     (watch, can_run_a_transaction, (2, 3)),
     (open_multi, gets_its_replies, (2, 3)),
     (watch_and_open_multi, can_run_a_transaction, (2, 3)),
+    (watch_within_a_multi, gets_its_replies, (2, 3)),
     (subscribe, gets_its_replies, (2,)),
     (subscribe_to_a_pattern, gets_its_replies, (2,)),
 ]
@@ -244,7 +252,8 @@ async def test_without_change_it_would_see_it(
     assert await two_leases(manager, admin, leave, look) == (False, True)
 
 
-IN_A_TRANSACTION = [case for case in CASES if case.values[0] in {watch, open_multi, watch_and_open_multi}]
+TRANSACTIONS = {watch, open_multi, watch_and_open_multi, watch_within_a_multi}
+IN_A_TRANSACTION = [case for case in CASES if case.values[0] in TRANSACTIONS]
 OUTSIDE = [case for case in CASES if case not in IN_A_TRANSACTION]
 
 

@@ -35,8 +35,9 @@ class Office:
         self.words: list[str] = []
         self.gates = {word: asyncio.Event() for word in ("DATA", "QUIT")}
         self.reached = asyncio.Event()
-        self.transports: list[Any] = []
+        self.servers: list[SMTPServer] = []
         self.password = b"secret"
+        self.refusal = "535 5.7.8 Authentication credentials invalid"
         for gate in self.gates.values():
             gate.set()
 
@@ -69,7 +70,8 @@ class Office:
         await self.gates[word].wait()
 
     def authenticate(self, *arguments: Any) -> AuthResult:
-        return AuthResult(success=arguments[-1].password == self.password, handled=False)
+        success = arguments[-1].password == self.password
+        return AuthResult(success=success, handled=False, message=None if success else self.refusal)
 
 
 @pytest.fixture
@@ -82,7 +84,9 @@ async def url(office: Office) -> AsyncIterator[str]:
     """The address of a mail server of our own."""
 
     def serve() -> SMTPServer:
-        return SMTPServer(office, hostname="office", authenticator=office.authenticate, auth_require_tls=False)
+        server = SMTPServer(office, hostname="office", authenticator=office.authenticate, auth_require_tls=False)
+        office.servers.append(server)
+        return server
 
     server = await asyncio.get_running_loop().create_server(serve, "127.0.0.1", 0)
     async with server:
@@ -116,8 +120,11 @@ class Careless(SmtpManager):
     change = ResourceManager.change  # type: ignore[assignment]
 
 
-async def test_mails_are_sent_over_one_connection_and_nothing_else_is(url: str, office: Office) -> None:
-    async with mail_of(SmtpManager(url)) as pool:
+@pytest.mark.parametrize("options", [{}, {"start_tls": False}])
+async def test_mails_are_sent_over_one_connection_and_nothing_else_is(
+    url: str, office: Office, options: dict[str, Any]
+) -> None:
+    async with mail_of(SmtpManager(url, **options)) as pool:
         for number in range(3):
             async with pool.lease() as client:
                 assert await client.send_message(mail("a@office.example", f"number {number}"))
@@ -180,11 +187,15 @@ async def turn_on_tls(client: Any) -> Any:
         await client.starttls()
 
 
-async def quit_(client: Any) -> Any:
+async def say_goodbye(client: Any) -> Any:
     await client.quit()
 
 
-@pytest.mark.parametrize("leave", [log_in, say_hello, say_hello_the_old_way, turn_on_tls, quit_])
+async def close(client: Any) -> Any:
+    client.close()
+
+
+@pytest.mark.parametrize("leave", [log_in, say_hello, say_hello_the_old_way, turn_on_tls, say_goodbye, close])
 async def test_what_cannot_be_undone_costs_the_connection(url: str, leave: Callable[[Any], Awaitable[Any]]) -> None:
     async with mail_of(SmtpManager(url)) as pool:
         async with pool.lease() as client:
@@ -214,7 +225,9 @@ async def test_the_late_reply_of_a_cancelled_command_reaches_nobody(url: str, of
             assert (await client.vrfy("a@office.example")).code == 252
 
 
-async def test_a_connection_that_is_still_in_use_as_it_comes_back_is_destroyed(url: str, office: Office) -> None:
+async def test_a_connection_that_is_still_in_use_as_it_comes_back_is_destroyed(
+    url: str, office: Office, caplog: pytest.LogCaptureFixture
+) -> None:
     office.gates["DATA"].clear()
     async with mail_of(SmtpManager(url)) as pool:
         async with pool.lease() as client:
@@ -223,6 +236,7 @@ async def test_a_connection_that_is_still_in_use_as_it_comes_back_is_destroyed(u
             await asyncio.wait_for(office.reached.wait(), 10)
         async with pool.lease() as client:
             assert client is not first
+            assert "the connection was still in use" in caplog.text
             with pytest.raises(SMTPServerDisconnected):
                 await asyncio.wait_for(sending, 10)
             assert (await client.vrfy("a@office.example")).code == 252
@@ -297,6 +311,30 @@ async def test_a_server_that_is_not_there_is_an_outage() -> None:
     async with mail_of(SmtpManager(f"smtp://127.0.0.1:{port}")) as pool:
         with pytest.raises(ResourceUnavailable):
             await pool.acquire()
+
+
+async def test_a_login_that_fails_for_now_is_an_outage(url: str, office: Office) -> None:
+    office.refusal = "454 4.7.0 Temporary authentication failure"
+    async with mail_of(SmtpManager(url.replace("//", "//user:hidden@"))) as pool:
+        with pytest.raises(ResourceUnavailable) as caught:
+            await pool.acquire()
+        assert "hidden" not in str(caught.value)
+
+
+async def test_to_clean_ends_what_cannot_be_sent_any_more(url: str, office: Office) -> None:
+    manager = SmtpManager(url)
+    client = await manager.create()
+    transport: Any = client.transport
+    server: Any = office.servers[0].transport
+    server.pause_reading()
+    sending = asyncio.create_task(client.execute_command(b"VRFY", b"x" * 32_000_000))
+    await asyncio.sleep(0)
+    assert transport.get_write_buffer_size()
+    await manager.clean(client)
+    with pytest.raises(SMTPServerDisconnected):
+        await asyncio.wait_for(sending, 5)
+    assert not transport.get_write_buffer_size()
+    server.abort()
 
 
 async def test_to_clean_says_quit_but_waits_for_no_answer_for_long(

@@ -28,11 +28,10 @@ except ImportError as _error:
     raise ImportError(msg) from _error
 
 if tuple(map(int, redis.__version__.split(".")[:2])) < (5, 2):
-    msg = (
+    raise ImportError(
         f"connectionpools_fastapi.adapters.redis needs redis-py 5.2 or newer, found {redis.__version__}: "
         "pip install --upgrade 'connectionpools-fastapi[redis]'"
     )
-    raise ImportError(msg)
 
 CONNECT_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 1.0
