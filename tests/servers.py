@@ -17,6 +17,7 @@ import pytest
 
 # The shell waits for the end of its input, which comes even when the tests are killed, and stops the server.
 POSTGRES = """
+trap '' PIPE  # by which it would die if they were killed before the server is ready
 initdb --no-sync --encoding=UTF8 --locale=C --username=postgres --pwfile=password --auth=scram-sha-256 >initdb.log &&
 pg_ctl start --silent --wait --log=log --options="-F -h 127.0.0.1 -k ''" || { cat log >&2; exit 1; }
 echo ready
