@@ -389,9 +389,7 @@ async def test_a_mistake_that_waiting_does_not_mend_is_told_at_the_start(
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="connectionpools_fastapi")
     pool = ConnectionPool(AiosqliteManager(tmp_path / "secret" / "app.db"), min_free=1)
-    with pytest.raises(
-        PoolConfigError, match=r"^AiosqliteManager: the directory of the file does not exist"
-    ) as refused:
+    with pytest.raises(PoolConfigError, match=r"AiosqliteManager: the directory of the file does not exist") as refused:
         await pool.open()
     assert "secret" not in str(refused.value) + caplog.text
 
