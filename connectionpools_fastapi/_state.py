@@ -48,11 +48,10 @@ class State(Allocation[T]):
 
     def fork(self) -> object:  # pragma: no cover - in a process of its own, see tests/test_fork.py
         """Begin anew in a forked child; returns what is the parent's, and must not even be destroyed here."""
-        if self.status is Status.NEW or self.is_over():
-            return None  # there is nothing of the parent's
+        has_nothing = self.status is Status.NEW or self.is_over()
         inherited = dict(vars(self))
         vars(self).update(vars(State(self.policy, has_check=self.has_check, has_change=self.has_change)))
-        self.status = Status.FORKED
+        self.status = inherited["status"] if has_nothing else Status.FORKED
         self.resize(inherited["limit"], 0.0)
         self.listen(inherited["heard"], 0.0)
         return inherited
