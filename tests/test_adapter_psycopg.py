@@ -73,10 +73,11 @@ async def after(pool: Pool, leave: Act, look: Act) -> Any:
 
 
 async def assert_destroyed_after(pool: Pool, leave: Act) -> None:
-    """Let one lease leave a connection that cannot be used again; see that the next one gets another one."""
-    async with pool.lease() as connection:
+    """Let one lease leave a connection that cannot be used again; see that the next one soon gets another one."""
+    async with asyncio.timeout(WAIT / 2), pool.lease() as connection:
         before = pid(connection)
         await leave(connection)
+    assert pool.stats().discards["change"] == 1
     async with pool.lease() as connection:
         assert pid(connection) != before
         assert await value(connection, "SELECT 7") == 7
@@ -447,6 +448,19 @@ async def test_a_connection_that_a_forgotten_task_still_uses_is_destroyed(postgr
                 await tasks[0]
 
 
+async def test_who_cleans_waits_until_a_query_that_was_cut_off_is_cancelled(postgres_url: str) -> None:
+    manager = PsycopgManager(postgres_url)
+    connection = await manager.create()
+    task = asyncio.create_task(connection.execute("SELECT pg_sleep(600)"))
+    async with pool_of(postgres_url) as watcher, watcher.lease() as other:
+        await until_running(other, pid(connection), "pg_sleep(600)")
+    await cancel_twice(task, anyio.CancelScope())
+    await asyncio.wait([task], timeout=WAIT)
+    await manager.clean(connection)
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not [other for other in others if "cancel_safe" in repr(other)]
+
+
 async def test_sessions_that_the_server_has_ended_cost_no_caller_an_error(postgres_url: str) -> None:
     async with pool_of(postgres_url) as others, pool_of(postgres_url, limit=3) as pool:
         leased = [await pool.acquire() for _ in range(3)]
@@ -503,6 +517,20 @@ async def test_options_go_to_psycopg_and_the_connect_timeout_may_be_in_either_pl
     for dsn, options in ((f"{postgres_url}?connect_timeout=7", {}), (postgres_url, {"connect_timeout": 7})):
         async with pool_of(dsn, **options) as pool, pool.lease() as connection:
             assert connection.info.get_parameters()["connect_timeout"] == "7"
+
+
+async def test_a_lease_begins_with_the_role_of_connecting_and_outside_of_what_init_has_read(postgres_url: str) -> None:
+    async def init(connection: Connection) -> None:
+        assert await value(connection, "SELECT current_user") == "pg_monitor"
+
+    async def look(connection: Connection) -> None:
+        assert connection.info.transaction_status == TransactionStatus.IDLE
+        assert await value(connection, "SELECT current_user") == "pg_monitor"
+
+    async with pool_of(postgres_url, init=init, options="-c role=pg_monitor") as pool:
+        async with pool.lease() as connection:
+            await look(connection)
+        await after(pool, lambda connection: run(connection, "SET ROLE postgres"), look)
 
 
 async def test_a_failing_init_closes_the_connection(postgres_url: str) -> None:

@@ -233,6 +233,24 @@ async def test_what_sqlalchemy_sets_up_on_connecting_stays(server: URL) -> None:
         assert await after(pool, look, look) == {"a": 1}
 
 
+async def test_what_was_begun_below_sqlalchemy_is_ended_before_the_driver_is_reset(
+    database: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with pool_of(database) as pool:
+        await after(pool, lambda connection: connection.get_isolation_level(), lambda _: value(_, "SELECT 1"))
+    assert caplog.records == []  # asyncpg complains of a transaction that is reset
+
+
+async def test_what_sqlalchemy_sets_up_for_sqlite_stays_also_if_the_reset_has_to_connect_anew(tmp_path: Path) -> None:
+    async def look(connection: AsyncConnection) -> Any:
+        return await value(connection, "SELECT 'abc' REGEXP 'b'")
+
+    async with pool_of(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}") as pool:
+        async with pool.lease() as connection:
+            assert (await below(connection))._session.changes == set()
+        assert await after(pool, lambda _: _.execute(text("ATTACH ':memory:' AS other")), look) == 1
+
+
 # --- what cannot be used again ----------------------------------------------------------------------
 
 
@@ -246,9 +264,35 @@ async def invalidate(connection: AsyncConnection) -> None:
 
 @each_reset
 @pytest.mark.parametrize("leave", [close, invalidate])
-async def test_what_was_closed_or_invalidated_is_destroyed(database: URL, reset: str, leave: Act) -> None:
+async def test_what_was_closed_or_invalidated_is_destroyed(
+    database: URL, reset: str, leave: Act, caplog: pytest.LogCaptureFixture
+) -> None:
     async with pool_of(database, reset=reset) as pool:
         await assert_destroyed_after(pool, leave)
+    assert caplog.messages == ["pool 'db': change failed with the connection is closed, or its query was cut off"]
+
+
+async def test_a_connection_is_closed_without_noise_in_the_midst_of_a_transaction(
+    database: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with pool_of(database) as pool:
+        connection = await pool.acquire()
+        await value(connection, "SELECT 1")
+        pool.discard(connection)
+    assert pool.stats().cleans == 1
+    assert caplog.messages == []
+
+
+async def test_what_the_server_does_for_a_discarded_connection_ends(server: URL) -> None:
+    what = f"pg_sleep(600 + 1) AS {server.get_driver_name()}"
+    async with pool_of(server) as watcher, pool_of(server) as pool:
+        connection = await pool.acquire()
+        task = asyncio.create_task(value(connection, f"SELECT {what}"))
+        await until_running(watcher, what)
+        pool.discard(connection)
+        await until_running(watcher, what, 0)
+        await asyncio.wait([task], timeout=WAIT)
+        assert task.exception() is not None
 
 
 @each_reset

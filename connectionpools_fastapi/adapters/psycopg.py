@@ -252,12 +252,10 @@ def _fault(connection: AsyncConnection[Any]) -> str | None:
         return "the connection is closed"
     if getattr(connection, "was_cut_off", False):
         return "somebody was cancelled in the midst of a query"
-    if connection.pgconn.transaction_status in (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN):
-        return "a query or a COPY is still under way"
     if connection.pgconn.pipeline_status != PipelineStatus.OFF:
         return "a pipeline was not left"
     if connection.lock.locked():
-        return "somebody still uses the connection, or has not finished notifies()"
+        return "somebody still uses the connection: a query, a COPY or notifies() is not at its end"
     return None
 
 
