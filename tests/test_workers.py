@@ -501,8 +501,8 @@ with pool:
 """)
     assert told == (
         "pool 'db' (limit 1: 0 free, 0 taken, 0 creating, 0 waiting) was opened by the process that this one was "
-        "forked from, and its resources cannot be shared. Open it in each process, after the fork: by the application's "
-        "lifespan, `with pool:` or ProcessPoolExecutor(initializer=pool.open_sync)"
+        "forked from, and its resources cannot be shared. Open it in each process, after the fork: by the "
+        "application's lifespan, `with pool:` or ProcessPoolExecutor(initializer=pool.open_sync)"
     )
     assert rest == ["True", "True"]
 
