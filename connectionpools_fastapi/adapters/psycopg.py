@@ -140,42 +140,52 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
                 raise
         raise _mistake(found)
 
-    async def check(self, connection: AsyncConnection[Any]) -> bool:
+    async def check(self, resource: AsyncConnection[Any]) -> bool:
         """Ask the server for an empty query, unless the connection is known to be of no use.
+
+        Args:
+            resource: The connection.
 
         Returns:
             False if it is; a server that is gone makes this raise, which says the same.
         """
-        if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        if resource.closed or resource.pgconn.transaction_status != TransactionStatus.IDLE:
             return False
-        await _execute_alone(connection, "")
+        await _execute_alone(resource, "")
         return True
 
-    async def change(self, connection: AsyncConnection[Any]) -> None:
-        """Bring the connection back to a known state.
+    async def change(self, resource: AsyncConnection[Any]) -> None:
+        """Reset a connection; the class says what that means.
+
+        Args:
+            resource: The connection.
 
         Raises:
             PoolError: If it cannot be, so that it has to be discarded.
             Error: Of psycopg, likewise.
         """
-        if fault := _fault(connection):
+        if fault := _fault(resource):
             raise own(PoolError(fault))
-        await connection.rollback()  # no round trip if none is open
-        assert isinstance(connection, _Connection)  # noqa: S101 - create makes no other
-        await connection.restore()
+        await resource.rollback()  # no round trip if none is open
+        assert isinstance(resource, _Connection)  # noqa: S101 - create makes no other
+        await resource.restore()
         if self._reset == "session":
             # Not always does psycopg notice that the statements which it counts on are gone.
-            connection._prepared.clear()
-            await _execute_alone(connection, "DISCARD ALL")
-        connection.forget_notifications()
+            resource._prepared.clear()
+            await _execute_alone(resource, "DISCARD ALL")
+        resource.forget_notifications()
 
-    async def clean(self, connection: AsyncConnection[Any]) -> None:
-        """Close the connection; a query that still runs is cancelled, for which the server has a second."""
-        assert isinstance(connection, _Connection)  # noqa: S101 - as above
+    async def clean(self, resource: AsyncConnection[Any]) -> None:
+        """Close a connection; a query that still runs is cancelled, for which the server has a second.
+
+        Args:
+            resource: The connection.
+        """
+        assert isinstance(resource, _Connection)  # noqa: S101 - as above
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_WITHIN):
-                await connection.break_off()
-        await connection.close()
+                await resource.break_off()
+        await resource.close()
 
 
 class _Connection(AsyncConnection[Any]):

@@ -129,52 +129,52 @@ class SqlalchemyManager(ResourceManager[AsyncConnection]):
         self._driven[connection] = driven
         return connection
 
-    async def check(self, connection: AsyncConnection) -> bool | None:
+    async def check(self, resource: AsyncConnection) -> bool | None:
         """See whether a connection works, as its driver's manager does.
 
         Args:
-            connection: The connection.
+            resource: The connection.
 
         Returns:
             Whether it does. To raise says that it does not.
         """
-        if connection.closed or connection.invalidated:
+        if resource.closed or resource.invalidated:
             return False
-        verdict = self._driver.check(self._driven[connection])
+        verdict = self._driver.check(self._driven[resource])
         return await verdict if inspect.isawaitable(verdict) else verdict
 
-    async def change(self, connection: AsyncConnection) -> None:
+    async def change(self, resource: AsyncConnection) -> None:
         """Reset a connection; the class says what that means.
 
         Args:
-            connection: The connection.
+            resource: The connection.
 
         Raises:
             PoolError: If it cannot be reset.
             Exception: What SQLAlchemy or the driver's manager raises, likewise.
         """
-        if connection.closed or connection.invalidated:
+        if resource.closed or resource.invalidated:
             raise own(PoolError("the connection is closed, or its query was cut off"))
         async with asyncio.timeout(ROLLBACK_WITHIN):  # somebody else may still use it
-            await connection.run_sync(_restore)
-        changed = self._driver.change(self._driven[connection])
+            await resource.run_sync(_restore)
+        changed = self._driver.change(self._driven[resource])
         if inspect.isawaitable(changed):
             await changed
 
-    async def clean(self, connection: AsyncConnection) -> None:
+    async def clean(self, resource: AsyncConnection) -> None:
         """Close a connection, as its driver's manager does.
 
         Args:
-            connection: The connection.
+            resource: The connection.
         """
         try:
-            cleaned = self._driver.clean(self._driven[connection])
+            cleaned = self._driver.clean(self._driven[resource])
             if inspect.isawaitable(cleaned):
                 await cleaned
         finally:
-            if not connection.closed:
-                await connection.invalidate()  # or it would want to end its transaction
-                await connection.close()
+            if not resource.closed:
+                await resource.invalidate()  # or it would want to end its transaction
+                await resource.close()
 
     async def _ready_engine(self) -> AsyncEngine:
         """Return the engine, ready to connect to where the source says now."""
