@@ -404,8 +404,11 @@ def test_a_lock_that_somebody_else_holds_does_not_make_a_connection_bad(path: Pa
 
 def test_nothing_is_left_of_the_log_once_all_are_closed_at_the_same_time(path: Path) -> None:
     for _ in range(20):
-        with ConnectionPool(SqliteManager(path, init=prepare), limit=4, min_free=4):
-            pass
+        managers = [SqliteManager(path, init=prepare) for _ in range(2)]
+        conns = [(manager, manager.create()) for manager in managers for _ in range(2)]
+        with ThreadPoolExecutor(4) as threads:
+            for done in [threads.submit(manager.clean, conn) for manager, conn in conns]:
+                done.result()
         assert [file.name for file in path.parent.iterdir()] == ["app.db"]
 
 

@@ -54,6 +54,10 @@ CLOSE_WITHIN = 1.0
 RETRY_AFTER = 0.005
 CONNECT_WITHIN = 5.0
 
+# SQLite moves its log into the file when the last connection is closed, and two that are closed
+# at the same moment each take the other for the last: so one after the other, of whichever pool.
+_closing = threading.Lock()
+
 
 class Session(sqlite3.Connection):
     """A connection that knows what is to be known of it when it comes back."""
@@ -116,9 +120,6 @@ class Database:
         wanted.update(pragmas or {})
         self._pragmas = {name: value for name, value in wanted.items() if value is not None}
         self._try_out()
-        # SQLite moves its log into the file when the last connection is closed, and two that
-        # are closed at the same moment each take the other for the last: so one after the other.
-        self._closing = threading.Lock()
 
     def _try_out(self) -> None:
         # An option that there is not is TypeError here, rather than each time that somebody waits for a connection.
@@ -236,12 +237,12 @@ class Database:
         with suppress(sqlite3.Error):  # it is closed already
             conn.interrupt()
             conn.execute("SELECT 1")  # or what was not there to be interrupted is what comes next: moving the log
-        has_turn = self._closing.acquire(timeout=CLOSE_WITHIN)
+        has_turn = _closing.acquire(timeout=CLOSE_WITHIN)
         try:
             conn.close()
         finally:
             if has_turn:
-                self._closing.release()
+                _closing.release()
 
     def _mistake(self, text: str) -> PoolConfigError:
         return own(PoolConfigError(f"{self._subject}: {text}"))

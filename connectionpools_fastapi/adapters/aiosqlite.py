@@ -162,7 +162,9 @@ class AiosqliteManager(ResourceManager[aiosqlite.Connection]):
                 plain or async, is asked anew for each connection; a plain one must not block.
             reset: What a lease may not leave behind: anything of its "session", or only a
                 "transaction".
-            read_only: Whether to open the file only to read it; it is not made then.
+            read_only: Whether to open the file only to read it; it is not made then. Where the
+                last connection to be closed is one that only reads, SQLite leaves its log beside
+                the file, for the next one that writes.
             pragmas: What to set beside, or instead of, journal_mode "wal", synchronous
                 "normal" (neither where it is only read) and foreign_keys "on"; None leaves
                 one at SQLite's default.

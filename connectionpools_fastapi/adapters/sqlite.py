@@ -63,7 +63,9 @@ class SqliteManager(ResourceManager[sqlite3.Connection]):
                 is refused; they share "file:/app?vfs=memdb" as long as one is open.
             reset: What a lease may not leave behind: anything of its "session", or only a
                 "transaction".
-            read_only: Whether to open the file only to read it; it is not made then.
+            read_only: Whether to open the file only to read it; it is not made then. Where the
+                last connection to be closed is one that only reads, SQLite leaves its log beside
+                the file, for the next one that writes.
             pragmas: What to set beside, or instead of, journal_mode "wal", synchronous
                 "normal" (neither where it is only read) and foreign_keys "on"; None leaves
                 one at SQLite's default.
