@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import uuid4
 
 import pytest
 import sqlalchemy
@@ -203,7 +204,9 @@ async def test_a_session_is_as_the_first_lease_found_it(server: URL) -> None:
         return [
             await value(connection, "SELECT coalesce(current_setting('app.name', true), '')"),
             await value(connection, "SELECT count(*) FROM pg_class WHERE relname = 'mine'"),
-            await value(connection, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"),
+            await value(
+                connection, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+            ),
             await value(connection, "SELECT current_user"),
         ]
 
@@ -284,7 +287,7 @@ async def test_a_connection_is_closed_without_noise_in_the_midst_of_a_transactio
 
 
 async def test_what_the_server_does_for_a_discarded_connection_ends(server: URL) -> None:
-    what = f"pg_sleep(600 + 1) AS {server.get_driver_name()}"
+    what = f"pg_sleep(600) AS a{uuid4().hex}"
     async with pool_of(server) as watcher, pool_of(server) as pool:
         connection = await pool.acquire()
         task = asyncio.create_task(value(connection, f"SELECT {what}"))
@@ -318,7 +321,7 @@ async def test_one_that_the_server_ends_while_it_is_free_costs_no_caller_an_erro
 
 @each_reset
 async def test_a_connection_whose_query_was_cancelled_is_destroyed_and_the_query_ends(server: URL, reset: str) -> None:
-    what = f"pg_sleep(600 + 0) AS {server.get_driver_name()}_{reset}"
+    what = f"pg_sleep(600) AS a{uuid4().hex}"
 
     async def leave(connection: AsyncConnection) -> None:
         task = asyncio.create_task(value(connection, f"SELECT {what}"))
