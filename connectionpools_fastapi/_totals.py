@@ -13,9 +13,9 @@ class Totals:
         self.cleans = 0
         self.clean_failures = 0
         self.detached = 0
-        self.refusals = dict.fromkeys(("closed", "deadlock", "full", "unavailable"), 0)
+        self.refusals: dict[str, int] = dict.fromkeys(("closed", "deadlock", "full", "unavailable"), 0)
         # By what was said, or by the setting that says it.
-        self.discards = dict.fromkeys(
+        self.discards: dict[str, int] = dict.fromkeys(
             (
                 "change",
                 "check",
