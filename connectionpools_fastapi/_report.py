@@ -128,7 +128,9 @@ def cannot_open(ledger: Ledger[Any]) -> PoolError:
 def _create_fails(ledger: Ledger[Any], what: str, and_then: str, retry_after: float) -> PoolError:
     cause = ledger.outage.cause
     if isinstance(cause, (PoolConfigError, WrongEventLoop)) and cause.is_own:
-        return type(cause)(str(cause))  # a mistake in the hook is told as what it is
+        # A mistake in the hook is told as what it is; an adapter does not know its pool's name.
+        told = str(cause)
+        return type(cause)(told if told.startswith("pool ") else f"{subject(ledger)}: {told}")
     kind = describe(cause) if cause is not None else "nothing"
     error = ResourceUnavailable(
         f"{subject(ledger)}: {what}, last with {kind}. See that the back-end is up and that create connects to "

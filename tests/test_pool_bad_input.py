@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from connectionpools_fastapi import ConnectionPool, NotLeased, PoolClosed, PoolConfigError, PoolError, ResourceManager
+from connectionpools_fastapi.errors import own
 from tests.support import SECRET, Backend, PlainBackend, Resource
 
 
@@ -175,3 +176,12 @@ async def test_every_error_names_its_pool_and_is_a_pool_error() -> None:
         "ResourceUnavailable",
     ]
     assert all("pool 'billing' (limit 1: " in str(error) for error in seen)
+
+
+@pytest.mark.anyio
+async def test_a_mistake_that_a_manager_tells_is_told_with_the_name_of_the_pool() -> None:
+    async def create() -> object:
+        raise own(PoolConfigError("the server does not take this password; see what is configured"))
+
+    with pytest.raises(PoolConfigError, match=r"^pool 'db' \(limit 10: .*\): the server does not take this password"):
+        await ConnectionPool(create=create, min_free=1, name="db").open()
