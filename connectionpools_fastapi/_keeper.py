@@ -252,8 +252,8 @@ class Keeper(Generic[T]):
 
     def _wait_and_recover(self) -> None:
         # The collector tells of a lease before it ends the generator that holds it, which may well give it back.
-        if self.loop is not None:
-            self.loop.call_later(GRACE, self._recover)
+        assert self.loop is not None  # noqa: S101 - it has just called this
+        self.loop.call_later(GRACE, self._recover)
 
     def _recover(self) -> None:
         while self._lost:

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import ref
 
@@ -14,6 +14,7 @@ import pytest
 from connectionpools_fastapi import ConnectionPool, PoolConfigError, WrongEventLoop
 from connectionpools_fastapi._loop import LoopEnded, PrivateLoop
 from connectionpools_fastapi._waiters import ThreadWaiter
+from tests.desk import Desk, Named
 from tests.support import SECRET, Backend, PlainBackend, Resource, check, held, same, settled
 
 
@@ -320,3 +321,54 @@ async def test_a_broken_invariant_is_named() -> None:
             check(pool)
         pool._state.free.clear()
         check(pool)
+
+
+def test_a_thread_that_leases_while_a_task_looks_for_a_circle_shows_that_there_is_none() -> None:
+    at = Desk(limit=1)
+    at.open()
+    task = Named("who holds the only one")
+    slot = at.lease(task)
+
+    class Changing(dict[int, Any]):
+        is_looked_at = False
+
+        def values(self) -> Any:
+            if self.is_looked_at:
+                return super().values()
+            self.is_looked_at = True
+            return self._change()
+
+        def _change(self) -> Iterator[Any]:
+            yield slot
+            raise RuntimeError("dictionary changed size during iteration")
+
+    at.state.taken = Changing(at.state.taken)
+    at.is_trusted = True
+    caller = at.come(owner=task)
+    assert caller.error is None
+    assert caller in at.state.queue
+
+
+def test_a_lost_lease_that_another_thread_ends_at_that_very_moment_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    at = Desk(limit=1)
+    at.open()
+    slot = at.lease()
+    slot.lease = ref(at)
+    end = at.state.end
+
+    def be_late(slot: Any, now: float) -> None:
+        end(slot, now)  # the other thread
+        end(slot, now)
+
+    monkeypatch.setattr(at.state, "end", be_late)
+    assert at.state.lose(slot.lease, at.now) is None
+    assert at.state.totals.discards["leak"] == 0
+
+
+def test_a_holder_whose_name_fails_does_not_keep_reports_from_being_made() -> None:
+    class Nameless:
+        def __str__(self) -> str:
+            raise ValueError(SECRET)
+
+    with PlainBackend().pool(limit=1) as pool, pool.lease(holder=Nameless()):
+        assert [holder.name for holder in pool.holders()] == ["Nameless (its name failed with ValueError)"]
