@@ -131,6 +131,8 @@ class Hooks(Generic[T]):
 
     async def check(self, resource: T) -> bool:
         """Say whether a resource may be used; raises what the hook raises."""
+        if not self.has_check:  # another thread has put back a fresh one as the state looked for others
+            return True
         verdict = await self._call("check", partial(self._hook("check"), resource))
         return verdict is None or bool(verdict)
 
@@ -145,7 +147,7 @@ class Hooks(Generic[T]):
 
     def _hook(self, name: str) -> Callable[..., Any]:
         hook = self._hooks[name]
-        assert hook is not None  # noqa: S101 - the state asks for no check or change where there is none
+        assert hook is not None  # noqa: S101 - the state asks for no change where there is none
         return hook
 
     def _on_thread(self, name: str) -> bool:

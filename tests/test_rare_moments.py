@@ -259,7 +259,7 @@ class Late:
             self.is_over.set()
 
     def pool(self, **options: Any) -> ConnectionPool[Any]:
-        return ConnectionPool(create=self.create, hook_timeout=0.01, timeout=20, name="db", **options)
+        return ConnectionPool(create=self.create, hook_timeout=0.3, timeout=20, name="db", **options)
 
 
 async def give_up_on(pool: ConnectionPool[Any]) -> None:
@@ -376,3 +376,12 @@ def test_a_holder_whose_name_fails_does_not_keep_reports_from_being_made() -> No
 
     with PlainBackend().pool(limit=1) as pool, pool.lease(holder=Nameless()):
         assert [holder.name for holder in pool.holders()] == ["Nameless (its name failed with ValueError)"]
+
+
+@pytest.mark.anyio
+async def test_what_is_put_back_as_the_state_looks_for_something_to_check_needs_no_check_where_there_is_none() -> None:
+    async with Backend().pool(limit=1, min_free=1) as pool:
+        slot = pool._state.free.pop()
+        pool._commit(pool._state._look_over, slot, pool._clock())
+        await settled()
+        assert (pool.free, pool.stats().discards["check"]) == (1, 0)
