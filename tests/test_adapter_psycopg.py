@@ -19,7 +19,7 @@ from psycopg.rows import dict_row, tuple_row
 
 from connectionpools_fastapi import ConnectionPool, PoolConfigError, ResourceUnavailable
 from connectionpools_fastapi.adapters.psycopg import ATTRIBUTES, MODES, PsycopgManager
-from tests.servers import PASSWORD, free_port
+from example_app.servers import PASSWORD, free_port
 from tests.support import check
 
 pytestmark = pytest.mark.anyio

@@ -21,7 +21,7 @@ from redis.exceptions import ConnectionError as LostError
 from connectionpools_fastapi import ConnectionPool, PoolConfigError, PoolError, ResourceManager, ResourceUnavailable
 from connectionpools_fastapi.adapters import redis as adapter
 from connectionpools_fastapi.adapters.redis import HARMLESS, RedisManager
-from tests.servers import RedisServer, redis
+from example_app.servers import RedisServer, redis
 
 pytestmark = pytest.mark.anyio
 

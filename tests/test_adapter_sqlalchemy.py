@@ -23,7 +23,7 @@ from connectionpools_fastapi import ConnectionPool, Leased, PoolConfigError, Res
 from connectionpools_fastapi.adapters.psycopg import PsycopgManager
 from connectionpools_fastapi.adapters.sqlalchemy import LeasedSession, SqlalchemyManager
 from connectionpools_fastapi.testing import started
-from tests.servers import PASSWORD, free_port
+from example_app.servers import PASSWORD, free_port
 from tests.support import check
 from tests.web import Answer, ask
 
