@@ -1,0 +1,1 @@
+"""Faults of real servers, beside peers: `python -m benchmarks.faults`."""
