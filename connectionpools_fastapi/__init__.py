@@ -17,9 +17,10 @@ from .listener import PoolListener
 from .manager import ResourceManager
 from .metrics import PoolCollector
 from .middleware import PoolMiddleware
+from .observed import ObservedPool, observe
 from .pool import ConnectionPool
 from .provider import Leased, Pooled, install_pools, pool_lifespan
-from .stats import Histogram, Holder, PoolStats
+from .stats import Histogram, Holder, Observable, ObservedStats, PoolStats
 
 __all__ = [
     "ConnectionPool",
@@ -29,6 +30,9 @@ __all__ = [
     "Lease",
     "Leased",
     "NotLeased",
+    "Observable",
+    "ObservedPool",
+    "ObservedStats",
     "PoolClosed",
     "PoolCollector",
     "PoolConfigError",
@@ -44,5 +48,6 @@ __all__ = [
     "WouldDeadlock",
     "WrongEventLoop",
     "install_pools",
+    "observe",
     "pool_lifespan",
 ]

@@ -12,6 +12,7 @@ from .errors import NotLeased, PoolConfigError
 from .lease import Lease
 from .manager import T
 from .pool import ConnectionPool
+from .stats import Observable
 
 Scope = MutableMapping[str, Any]
 
@@ -160,11 +161,13 @@ def find_pool(scope: Scope, name: str) -> ConnectionPool[Any]:
     """Find an open pool by its name.
 
     Raises:
-        PoolConfigError: If there is none; it names those that there are.
+        PoolConfigError: If there is none, and it names those that there are; or if it is only observed.
     """
-    pool: ConnectionPool[Any] | None = scope.get("state", {}).get(STATE_PREFIX + name)
-    if pool is not None:
+    pool: Observable | None = scope.get("state", {}).get(STATE_PREFIX + name)
+    if isinstance(pool, ConnectionPool):
         return pool
+    if pool is not None:
+        raise only_observed(pool)
     names = sorted(pool.name for pool in started_pools(scope))
     if names:
         msg = f"there is no pool named {name!r} here; there are {', '.join(map(repr, names))}"
@@ -178,7 +181,15 @@ def find_pool(scope: Scope, name: str) -> ConnectionPool[Any]:
     raise PoolConfigError(msg)
 
 
-def started_pools(scope: Scope) -> list[ConnectionPool[Any]]:
-    """Return the pools that the lifespan has opened."""
+def only_observed(pool: Observable) -> PoolConfigError:
+    """Say that nothing can be leased from a driver's own pool through us."""
+    return PoolConfigError(
+        f"pool {pool.name!r} is only observed, and an observed pool is not leased from. Take connections from the "
+        "driver's own pool as before, or make a ConnectionPool with the driver's manager"
+    )
+
+
+def started_pools(scope: Scope) -> list[Observable]:
+    """Return the pools that the lifespan has opened, and those that it observes."""
     state = scope.get("state", {})
     return [pool for key, pool in state.items() if isinstance(key, str) and key.startswith(STATE_PREFIX)]

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 import anyio
 
-from .pool import ConnectionPool
-from .stats import Holder, PoolStats
+from .stats import Holder, Observable, ObservedStats, PoolStats
 
 Verdict = Literal["pass", "warn", "fail"]
 
@@ -24,13 +23,13 @@ class PoolHealth:
             "fail" for one that is not open or whose back-end is down.
         reason: The verdict in words, without any address; empty for "pass".
         stats: The numbers behind it.
-        holders: Who holds a lease, the longest first.
+        holders: Who holds a lease, the longest first; None where that is not known.
     """
 
     verdict: Verdict
     reason: str
-    stats: PoolStats
-    holders: tuple[Holder, ...]
+    stats: PoolStats | ObservedStats
+    holders: tuple[Holder, ...] | None
 
     def as_dict(self, *, details: bool) -> dict[str, Any]:
         """Return it ready for JSON.
@@ -39,15 +38,16 @@ class PoolHealth:
             details: Whether to say why, and who holds what, besides verdict and counts.
 
         Returns:
-            A dictionary of plain values.
+            A dictionary of plain values; None is what an observed pool does not tell.
         """
         stats = self.stats
+        own = stats if isinstance(stats, PoolStats) else None
         counts = {
             "status": self.verdict,
             "limit": stats.limit,
             "free": stats.free,
             "taken": stats.taken,
-            "creating": stats.creating,
+            "creating": own and own.creating,
             "waiting": stats.waiting,
         }
         if not details:
@@ -56,16 +56,16 @@ class PoolHealth:
             **counts,
             "reason": self.reason,
             "pool": stats.status,
-            "retry_after": stats.retry_after,
-            "holders": [asdict(holder) for holder in self.holders],
+            "retry_after": own and own.retry_after,
+            "holders": None if self.holders is None else [asdict(holder) for holder in self.holders],
         }
 
 
-async def examine(pool: ConnectionPool[Any], *, max_age: float = 5.0, timeout: float = 2.0) -> PoolHealth:
+async def examine(pool: Observable, *, max_age: float = 5.0, timeout: float = 2.0) -> PoolHealth:
     """Examine one pool; it never queues for a resource.
 
     Args:
-        pool: The pool, open or not.
+        pool: The pool, open or not; also an observed one.
         max_age: How old the last sign of life of the back-end may be, in seconds, before it is probed.
         timeout: How long to wait for a probe, in seconds.
 
@@ -75,12 +75,12 @@ async def examine(pool: ConnectionPool[Any], *, max_age: float = 5.0, timeout: f
     answers = await pool.probe(max_age=max_age, timeout=timeout)
     stats = pool.stats()
     verdict, reason = _judge(stats, answers=answers, timeout=timeout)
-    return PoolHealth(verdict=verdict, reason=reason, stats=stats, holders=tuple(pool.holders()[:MOST_HOLDERS]))
+    holders = pool.holders()
+    named = None if holders is None else tuple(holders[:MOST_HOLDERS])
+    return PoolHealth(verdict=verdict, reason=reason, stats=stats, holders=named)
 
 
-async def examine_all(
-    pools: Iterable[ConnectionPool[Any]], *, max_age: float = 5.0, timeout: float = 2.0
-) -> list[PoolHealth]:
+async def examine_all(pools: Iterable[Observable], *, max_age: float = 5.0, timeout: float = 2.0) -> list[PoolHealth]:
     """Examine several pools at the same time; see `examine`.
 
     Args:
@@ -93,7 +93,7 @@ async def examine_all(
     """
     found: dict[int, PoolHealth] = {}
 
-    async def look(index: int, pool: ConnectionPool[Any]) -> None:
+    async def look(index: int, pool: Observable) -> None:
         found[index] = await examine(pool, max_age=max_age, timeout=timeout)
 
     async with anyio.create_task_group() as group:
@@ -115,16 +115,23 @@ def worst(verdicts: Iterable[Verdict]) -> Verdict:
     return "fail" if "fail" in found else "warn" if "warn" in found else "pass"
 
 
-def _judge(stats: PoolStats, *, answers: bool, timeout: float) -> tuple[Verdict, str]:
+def _judge(stats: PoolStats | ObservedStats, *, answers: bool, timeout: float) -> tuple[Verdict, str]:
     if stats.status == "suspended":
         return "warn", f"suspended: {stats.waiting} waiting"
     if stats.status != "open":
-        return "fail", f"the pool is not open ({stats.status})"
-    if stats.cause is not None:
+        return "fail", f"the pool is not open ({stats.status})" + (f": {stats.cause}" if stats.cause else "")
+    if isinstance(stats, PoolStats) and stats.cause is not None:
         reason = f"create fails with {stats.cause}; next try in {stats.retry_after:.2g} s"
         return ("warn" if stats.free + stats.taken else "fail"), reason
     if not answers:
-        return "fail", f"the back-end does not answer within {timeout:g} s"
-    if stats.waiting or (stats.taken >= stats.limit and not stats.free):
-        return "warn", f"saturated: {stats.taken} of {stats.limit} taken, {stats.waiting} waiting"
+        return "fail", "the back-end does not answer" + (
+            f": {stats.cause}" if stats.cause else f" within {timeout:g} s"
+        )
+    if stats.waiting or _is_full(stats):
+        waiting = "" if stats.waiting is None else f", {stats.waiting} waiting"
+        return "warn", f"saturated: {stats.taken} of {stats.limit} taken{waiting}"
     return "pass", ""
+
+
+def _is_full(stats: PoolStats | ObservedStats) -> bool:
+    return stats.limit is not None and stats.taken is not None and stats.taken >= stats.limit and not stats.free

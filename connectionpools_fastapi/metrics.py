@@ -10,10 +10,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from .pool import ConnectionPool
-from .stats import Histogram, PoolStats
+from .stats import Histogram, Observable, ObservedStats, PoolStats
 
 PREFIX = "connectionpool"
+
+Stats = PoolStats | ObservedStats
 
 JSON = "application/json"
 FORMATS = ("text/plain", "application/openmetrics-text", JSON)  # the first where a request does not care
@@ -22,11 +23,13 @@ FORMATS = ("text/plain", "application/openmetrics-text", JSON)  # the first wher
 class PoolCollector(Collector):
     """Turns the stats of pools into metrics at each scrape; nothing is counted twice.
 
+    What an observed pool does not tell is left out.
+
     Register it where you want it: `REGISTRY.register(PoolCollector([db]))` adds the pools
     to the metrics that an application exports already.
     """
 
-    def __init__(self, pools: Iterable[ConnectionPool[Any]]) -> None:
+    def __init__(self, pools: Iterable[Observable]) -> None:
         """Keep the pools.
 
         Args:
@@ -50,7 +53,7 @@ class PoolCollector(Collector):
         yield from _histograms(every)
 
 
-def render(pools: Iterable[ConnectionPool[Any]], accept: str = "") -> tuple[bytes, str]:
+def render(pools: Iterable[Observable], accept: str = "") -> tuple[bytes, str]:
     """Render the metrics of pools as a scraper asks for them. From any thread.
 
     Args:
@@ -101,25 +104,28 @@ def _quality_of(wish: str) -> tuple[str, float]:
     return name, 1.0
 
 
-def _gauges(every: list[PoolStats]) -> Iterator[Metric]:
+def _gauges(every: list[Stats]) -> Iterator[Metric]:
     resources = GaugeMetricFamily(f"{PREFIX}_resources", "Resources by state.", labels=["pool", "state"])
-    for stats in every:
-        for state in ("free", "taken", "creating", "cleaning"):
-            resources.add_metric([stats.name, state], getattr(stats, state))
+    for state in ("free", "taken", "creating", "cleaning"):
+        for pool, number in _known(every, state):
+            resources.add_metric([pool, state], number)
     yield resources
     for name, text in (
         ("limit", "The most resources that may exist at once."),
         ("waiting", "Callers in the queue."),
-        ("open", "1 while the pool is open and not suspended."),
         ("failing", "1 while the last create failed."),
     ):
         family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["pool"])
-        for stats in every:
-            family.add_metric([stats.name], stats.status == "open" if name == "open" else getattr(stats, name))
+        for pool, number in _known(every, name):
+            family.add_metric([pool], number)
         yield family
+    is_open = GaugeMetricFamily(f"{PREFIX}_open", "1 while the pool is open and not suspended.", labels=["pool"])
+    for stats in every:
+        is_open.add_metric([stats.name], stats.status == "open")
+    yield is_open
 
 
-def _counters(every: list[PoolStats]) -> Iterator[Metric]:
+def _counters(every: list[Stats]) -> Iterator[Metric]:
     for name, text in (
         ("acquires", "Leases granted."),
         ("releases", "Leases ended."),
@@ -132,30 +138,39 @@ def _counters(every: list[PoolStats]) -> Iterator[Metric]:
         ("detached", "Resources given away for good."),
     ):
         family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["pool"])
-        for stats in every:
-            family.add_metric([stats.name], getattr(stats, name))
+        for pool, number in _known(every, name):
+            family.add_metric([pool], number)
         yield family
-    for name, text in (
-        ("refusals", "Callers turned away at once, by reason."),
-        ("discards", "Resources taken out of use, by reason."),
+    for name, label, text in (
+        ("refusals", "reason", "Callers turned away at once, by reason."),
+        ("discards", "reason", "Resources taken out of use, by reason."),
+        ("driver", "counter", "What an observed pool counts itself, under its driver's names."),
     ):
-        family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["pool", "reason"])
-        for stats in every:
-            for reason, number in getattr(stats, name).items():
-                family.add_metric([stats.name, reason], number)
+        family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["pool", label])
+        for pool, counts in _known(every, name):
+            for key, number in counts.items():
+                family.add_metric([pool, key], number)
         yield family
 
 
-def _histograms(every: list[PoolStats]) -> Iterator[Metric]:
+def _histograms(every: list[Stats]) -> Iterator[Metric]:
     for name, text in (
         ("wait", "How long callers waited that got a resource."),
         ("use", "How long leases were held."),
         ("create", "How long create took where it succeeded."),
     ):
         family = HistogramMetricFamily(f"{PREFIX}_{name}_seconds", text, labels=["pool"])
-        for stats in every:
-            histogram: Histogram = getattr(stats, name)
+        histogram: Histogram
+        for pool, histogram in _known(every, name):
             bounds = [*(str(bound) for bound in histogram.bounds), "+Inf"]
             buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
-            family.add_metric([stats.name], buckets, histogram.sum)
+            family.add_metric([pool], buckets, histogram.sum)
         yield family
+
+
+def _known(every: list[Stats], name: str) -> Iterator[tuple[str, Any]]:
+    """Yield each pool that tells this with what it tells."""
+    for stats in every:
+        value = getattr(stats, name, None)
+        if value is not None:
+            yield stats.name, value

@@ -23,7 +23,7 @@ from ._wiring import check_dependencies, hidden_routes
 from .errors import NotLeased, PoolConfigError, PoolError, WouldDeadlock, WrongEventLoop, describe
 from .health import examine_all, worst
 from .metrics import render
-from .pool import ConnectionPool
+from .stats import Observable
 
 E = TypeVar("E", bound=BaseException)
 Details = Literal["never", "authorized", "always"]
@@ -63,7 +63,7 @@ class PoolMiddleware:
         self,
         app: ASGIApp,
         *,
-        pools: Iterable[ConnectionPool[Any]] = (),
+        pools: Iterable[Observable] = (),
         prefix: str = "/pool",
         details: Details = "never",
         authorize: Authorize | None = None,
@@ -74,8 +74,8 @@ class PoolMiddleware:
 
         Args:
             app: The application.
-            pools: Pools to answer for, opened or not; those that the lifespan has opened
-                are always among them.
+            pools: Pools to answer for, opened or not, and observed ones; those that the
+                lifespan has opened are always among them.
             prefix: Where the endpoints are.
             details: Who is told by /pool/health why, and who holds what: nobody, those
                 whom `authorize` lets, or everybody.
@@ -218,7 +218,7 @@ class PoolMiddleware:
             response.body = b""  # and the content length stays, as for GET
         return response
 
-    async def _health(self, scope: Scope, pools: list[ConnectionPool[Any]], which: str) -> Response:
+    async def _health(self, scope: Scope, pools: list[Observable], which: str) -> Response:
         if which == "live":
             return _health_response("pass", {})
         chosen = pools if which in ("", "ready") else [pool for pool in pools if pool.name == which]
@@ -242,11 +242,11 @@ class PoolMiddleware:
             logger.warning("health shows no details, since authorize failed with %s", describe(error))
             return False
 
-    def _all_pools(self, scope: Scope) -> list[ConnectionPool[Any]]:
+    def _all_pools(self, scope: Scope) -> list[Observable]:
         return list({pool.name: pool for pool in (*started_pools(scope), *self._pools)}.values())
 
 
-def checked_pools(pools: Any, write: str) -> tuple[ConnectionPool[Any], ...]:
+def checked_pools(pools: Any, write: str) -> tuple[Observable, ...]:
     """Return pools that health and metrics can tell apart.
 
     Args:
@@ -260,9 +260,12 @@ def checked_pools(pools: Any, write: str) -> tuple[ConnectionPool[Any], ...]:
         PoolConfigError: If one is no pool, two have one name, or one has a name that an endpoint needs.
     """
     found = tuple(pools) if isinstance(pools, Iterable) else (pools,)
-    strangers = [type(pool).__name__ for pool in found if not isinstance(pool, ConnectionPool)]
-    if strangers or isinstance(pools, ConnectionPool):
-        msg = f"expected pools, got {', '.join(strangers) or 'one without a list'}; write {write}"
+    strangers = [type(pool).__name__ for pool in found if isinstance(pool, type) or not isinstance(pool, Observable)]
+    if strangers or not isinstance(pools, Iterable):
+        msg = (
+            f"expected pools, got {', '.join(strangers) or 'one without a list'}; write {write}, "
+            "and observe(pool, name=...) for a driver's own pool"
+        )
         raise PoolConfigError(msg)
     seen: set[str] = set()
     for pool in found:
@@ -275,7 +278,7 @@ def checked_pools(pools: Any, write: str) -> tuple[ConnectionPool[Any], ...]:
     return found
 
 
-def two_of_one_name(pool: ConnectionPool[Any]) -> PoolConfigError:
+def two_of_one_name(pool: Observable) -> PoolConfigError:
     """Say that a pool has the same name as another one."""
     return PoolConfigError(
         f"two pools have the name {pool.name!r}; give each its own: ConnectionPool(..., name='cache')"

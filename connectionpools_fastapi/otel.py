@@ -5,10 +5,8 @@ connection pools: free is called idle there, taken used.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
-from .pool import ConnectionPool
-from .stats import PoolStats
+from .stats import Observable, ObservedStats, PoolStats
 
 try:
     from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
@@ -22,7 +20,7 @@ STATE = "db.client.connection.state"
 Callback = Callable[[CallbackOptions], Iterable[Observation]]
 
 
-def observe_pools(*pools: ConnectionPool[Any], meter: Meter | None = None) -> None:
+def observe_pools(*pools: Observable, meter: Meter | None = None) -> None:
     """Have OpenTelemetry read the stats of pools at each of its collections.
 
     Counts are exported (resources by state, limit, waiting, timeouts); durations are not:
@@ -30,7 +28,7 @@ def observe_pools(*pools: ConnectionPool[Any], meter: Meter | None = None) -> No
     provider was set.
 
     Args:
-        pools: The pools, opened or not.
+        pools: The pools, opened or not; of an observed one, what it tells.
         meter: Where to create the instruments; by default one of the global provider.
     """
     instruments = meter if meter is not None else get_meter("connectionpools_fastapi")
@@ -46,24 +44,26 @@ def observe_pools(*pools: ConnectionPool[Any], meter: Meter | None = None) -> No
         )
     instruments.create_observable_counter(
         "db.client.connection.timeouts",
-        [_each(pools, lambda stats: stats.timeouts)],
+        [_each(pools, lambda stats: stats.timeouts if isinstance(stats, PoolStats) else None)],
         unit="{timeout}",
         description="Callers that waited in vain.",
     )
 
 
-def _each(pools: tuple[ConnectionPool[Any], ...], read: Callable[[PoolStats], int]) -> Callback:
+def _each(pools: tuple[Observable, ...], read: Callable[[PoolStats | ObservedStats], int | None]) -> Callback:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
-        return [Observation(read(pool.stats()), {POOL: pool.name}) for pool in pools]
+        found = [(pool.name, read(pool.stats())) for pool in pools]
+        return [Observation(value, {POOL: name}) for name, value in found if value is not None]
 
     return observe
 
 
-def _by_state(pools: tuple[ConnectionPool[Any], ...]) -> Callback:
+def _by_state(pools: tuple[Observable, ...]) -> Callback:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
         for pool in pools:
             stats = pool.stats()
-            yield Observation(stats.free, {POOL: pool.name, STATE: "idle"})
-            yield Observation(stats.taken, {POOL: pool.name, STATE: "used"})
+            for state, value in (("idle", stats.free), ("used", stats.taken)):
+                if value is not None:
+                    yield Observation(value, {POOL: pool.name, STATE: state})
 
     return observe

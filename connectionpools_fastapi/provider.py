@@ -10,10 +10,11 @@ from fastapi import Depends, FastAPI
 from starlette.applications import Starlette
 
 from ._providers import LeaseUntilExit, LeaseUntilResponse, PoolItself
-from ._request import STATE_PREFIX
+from ._request import STATE_PREFIX, only_observed
 from .errors import PoolConfigError
 from .middleware import Authorize, Details, PoolMiddleware, checked_pools, two_of_one_name
 from .pool import ConnectionPool
+from .stats import Observable
 
 T = TypeVar("T")
 LeaseScope = Literal["function", "request"]
@@ -21,7 +22,7 @@ Lifespan = Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any]]]
 OwnLifespan = Callable[[Any], AbstractAsyncContextManager[None]] | Lifespan
 
 # The pools of each running application (by identity) and name: a router's lifespan does not see the others.
-_RUNNING: dict[tuple[int, str], ConnectionPool[Any]] = {}
+_RUNNING: dict[tuple[int, str], Observable] = {}
 
 
 @overload
@@ -80,18 +81,21 @@ def Pooled(pool: ConnectionPool[Any] | str) -> Any:  # noqa: N802 - as Depends
 
 
 def _check_target(what: str, pool: object) -> None:
+    if isinstance(pool, Observable) and not isinstance(pool, (ConnectionPool, type)):
+        raise only_observed(pool)
     if not isinstance(pool, (ConnectionPool, str)) or pool == "":
         msg = f'{what} takes a ConnectionPool or the name of one, as {what}(db) or {what}("db"); got {pool!r}'
         raise PoolConfigError(msg)
 
 
-def pool_lifespan(*pools: ConnectionPool[Any], lifespan: OwnLifespan | None = None) -> Lifespan:
+def pool_lifespan(*pools: Observable, lifespan: OwnLifespan | None = None) -> Lifespan:
     """Make a lifespan that opens pools before the application starts and closes them after it ends.
 
     Write `FastAPI(lifespan=pool_lifespan(db, cache, lifespan=own))`. It works for routers too.
 
     Args:
-        pools: The pools, opened in this order and closed all at the same time.
+        pools: The pools, opened in this order and closed all at the same time. Observed ones
+            are left to whoever opens and closes them.
         lifespan: The application's own, run inside: it may use the pools.
 
     Returns:
@@ -117,8 +121,9 @@ def pool_lifespan(*pools: ConnectionPool[Any], lifespan: OwnLifespan | None = No
             opened: list[ConnectionPool[Any]] = []
             stack.push_async_callback(_close_all, opened)
             for pool in pools:
-                await pool.open()
-                opened.append(pool)
+                if isinstance(pool, ConnectionPool):
+                    await pool.open()
+                    opened.append(pool)
             own = await stack.enter_async_context(lifespan(app)) if lifespan is not None else None
             yield {**(own or {}), **{STATE_PREFIX + pool.name: pool for pool in pools}}
 
@@ -133,7 +138,7 @@ async def _close_all(pools: list[ConnectionPool[Any]]) -> None:
 
 
 @contextmanager
-def _claim_name(app: object, pool: ConnectionPool[Any]) -> Iterator[None]:
+def _claim_name(app: object, pool: Observable) -> Iterator[None]:
     """Keep other lifespans of an application from opening another pool of this name."""
     key = (id(app), pool.name)
     if _RUNNING.get(key, pool) is not pool:
@@ -145,7 +150,7 @@ def _claim_name(app: object, pool: ConnectionPool[Any]) -> Iterator[None]:
         _RUNNING.pop(key, None)
 
 
-def _check_pools(pools: tuple[ConnectionPool[Any], ...], write: str) -> None:
+def _check_pools(pools: tuple[Observable, ...], write: str) -> None:
     if not pools:
         msg = f"expected pools, got none; write {write}"
         raise PoolConfigError(msg)
@@ -154,7 +159,7 @@ def _check_pools(pools: tuple[ConnectionPool[Any], ...], write: str) -> None:
 
 def install_pools(
     app: FastAPI,
-    *pools: ConnectionPool[Any],
+    *pools: Observable,
     prefix: str = "/pool",
     details: Details = "never",
     authorize: Authorize | None = None,
@@ -170,7 +175,7 @@ def install_pools(
         app: The outermost application: a mounted one's lifespan never runs. Right after
             `FastAPI(...)` is the best place to call this: middleware that is added later is
             then around it, and guards its endpoints as well.
-        pools: The pools.
+        pools: The pools, observed ones among them.
         prefix: Where /health and /metrics are.
         details: Who may see why a pool is not well; see `PoolMiddleware`.
         authorize: Says who is authorized to; see `PoolMiddleware`.

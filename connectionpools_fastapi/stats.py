@@ -1,8 +1,9 @@
-"""PoolStats: a frozen snapshot whose states add up."""
+"""PoolStats: a frozen snapshot whose states add up; ObservedStats: as much of it as a driver's own pool knows."""
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 WAIT_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 USE_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
@@ -144,3 +145,69 @@ class PoolStats:
     def leased(self) -> int:
         """How many of `taken` are in a user's hands."""
         return self.taken - self.checking - self.changing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedStats:
+    """What a driver's own pool knows of itself at one moment; None is what it does not tell.
+
+    Attributes:
+        name: The name under which it is observed.
+        status: "new" before it exists or is open, "open", "closing" or "closed".
+        limit: The most connections that may exist at once; also None where there is no limit.
+        free: Connections ready for use.
+        taken: Connections in use. All but asyncpg count those along that are being made.
+        waiting: Callers in the queue.
+        create_failures: Tries to connect that failed.
+        cause: The kind of exception with which the last probe failed, or with which the pool could not be
+            found, never its text; None if there was none.
+        driver: What the driver counts beyond that, under its own names.
+    """
+
+    name: str
+    status: str
+    limit: int | None = None
+    free: int | None = None
+    taken: int | None = None
+    waiting: int | None = None
+    create_failures: int | None = None
+    cause: str | None = None
+    driver: Mapping[str, int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Observable(Protocol):
+    """What health and metrics ask of a pool; ConnectionPool has it, and what `observe` returns."""
+
+    @property
+    def name(self) -> str:
+        """What health and metrics call the pool."""
+        ...
+
+    def stats(self) -> PoolStats | ObservedStats:
+        """Return a frozen snapshot of the state and all totals. From any thread.
+
+        Returns:
+            What is known.
+        """
+        ...
+
+    def holders(self) -> list[Holder] | None:
+        """Return who holds a lease and for how long, the longest first.
+
+        Returns:
+            One entry a lease; None if that is not known.
+        """
+        ...
+
+    async def probe(self, *, max_age: float = 5.0, timeout: float = 2.0) -> bool:
+        """Find out whether the back-end answers, without ever queueing for a resource.
+
+        Args:
+            max_age: How old what is known may be, in seconds.
+            timeout: How long to wait for an answer, in seconds.
+
+        Returns:
+            False if the pool is not open, or a try failed or did not end in time.
+        """
+        ...
