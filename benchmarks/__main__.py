@@ -1,44 +1,43 @@
-"""Measures all contestants in one run, in turn, and prints ratios: absolute times say little on a shared machine."""
+"""Measures everything, side by side: `python -m benchmarks`."""
 
 import argparse
-import statistics
-from collections.abc import Callable
+import sys
 
-from benchmarks import tasks, threads
+from benchmarks import tasks, threads, web
+from benchmarks.rounds import FULL, TINY, Benchmark, Rounds
 
-Contest = dict[str, Callable[[int], float]]
-
-
-def compete(contest: Contest, operations: int, rounds: int) -> dict[str, list[float]]:
-    """Let each contestant do the same number of operations in each round; returns seconds an operation."""
-    times: dict[str, list[float]] = {name: [] for name in contest}
-    for _ in range(rounds):
-        for name, run in contest.items():
-            times[name].append(run(operations) / operations)
-    return times
+BENCHMARKS: dict[str, Benchmark] = {
+    "alone": tasks.ALONE,
+    "crowd": tasks.CROWD,
+    "threads": threads.BENCHMARK,
+    "leased": web.LEASED,
+    "idle": web.IDLE,
+    "release": web.RELEASE,
+}
 
 
-def table(title: str, times: dict[str, list[float]]) -> None:
-    base = next(iter(times))
-    print(f"\n{title}\n  {'':36}{'ratio':>8}{'spread':>16}{'median':>12}")
-    for name, own in times.items():
-        ratios = sorted(mine / other for mine, other in zip(own, times[base], strict=True))
-        spread = f"{ratios[0]:.2f}-{ratios[-1]:.2f}"
-        print(f"  {name:36}{statistics.median(ratios):8.2f}{spread:>16}{statistics.median(own) * 1e6:9.2f} us")
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="only see that the code runs")
-    tiny = parser.parse_args().tiny
-    rounds = 2 if tiny else 9
-    for title, contest, operations in (
-        ("lease and return, nobody waiting", tasks.ALONE, 20_000),
-        ("500 tasks on 10 resources", tasks.CROWD, 20_000),
-        ("8 threads on 4 resources", threads.CROWD, 8_000),
-    ):
-        table(title, compete(contest, 1_000 if tiny else operations, rounds))
+    parser.add_argument("--only", action="append", choices=BENCHMARKS, help="only this one; may be said several times")
+    said = parser.parse_args()
+    for name in said.only or BENCHMARKS:
+        benchmark = BENCHMARKS[name]
+        rounds = Rounds(benchmark, TINY if said.tiny else FULL)
+        benchmark.run(rounds)
+        print("\n", benchmark.title, len(rounds.played))
+        for measure, by_name in rounds.measured().items():
+            unit = benchmark.measures[measure]
+            for who, s in sorted(by_name.items(), key=lambda item: item[1].median):
+                print(
+                    f"  {measure:10} {who:40} {s.median * unit.factor:10.2f} "
+                    f"{s.low * unit.factor:8.2f}-{s.high * unit.factor:.2f} {unit.unit}"
+                )
+        for claim in benchmark.claims:
+            s = rounds.claimed()[claim.what]
+            print(f"  {claim.what:50} {s.median:6.2f} {s.low:6.2f}-{s.high:.2f}   {claim.target}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,71 +1,137 @@
-"""Contestants in plain threads."""
+"""A crowd of plain threads."""
 
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, cast
 
+import psycopg_pool
+from sqlalchemy.pool import QueuePool
+
+from benchmarks.rounds import OURS, Benchmark, Measure, Rounds, faster_than
+from benchmarks.stubs import SyncStub
 from connectionpools_fastapi import ConnectionPool
 
 Enter = Callable[[], AbstractContextManager[object]]
+Use = Callable[[], None]
+
 THREADS = 8
 RESOURCES = 4
-
-
-class QueuePool:
-    """queue.LifoQueue in a context manager."""
-
-    def __init__(self, size: int) -> None:
-        self._queue: queue.LifoQueue[object] = queue.LifoQueue()
-        for _ in range(size):
-            self._queue.put(object())
-
-    @contextmanager
-    def lease(self) -> Iterator[object]:
-        resource = self._queue.get()
-        try:
-            yield resource
-        finally:
-            self._queue.put(resource)
-
-
-@contextmanager
-def a_bare_queue() -> Iterator[Enter]:
-    yield QueuePool(RESOURCES).lease
+LIFO_QUEUE = "queue.LifoQueue"
+SQLALCHEMY = "SQLAlchemy's QueuePool"
+PSYCOPG = "psycopg_pool"
 
 
 @contextmanager
 def our_pool() -> Iterator[Enter]:
-    with ConnectionPool(create=object, limit=RESOURCES, timeout=60) as pool:
+    with ConnectionPool(create=object, limit=RESOURCES) as pool:
         yield pool.lease
 
 
-def crowd(enter: Enter, operations: int) -> None:
+@contextmanager
+def a_bare_queue() -> Iterator[Enter]:
+    resources: queue.LifoQueue[object] = queue.LifoQueue()
+    for _ in range(RESOURCES):
+        resources.put(object())
+
+    @contextmanager
+    def lease() -> Iterator[object]:
+        resource = resources.get()
+        try:
+            yield resource
+        finally:
+            resources.put(resource)
+
+    yield lease
+
+
+@contextmanager
+def sqlalchemy_pool() -> Iterator[Enter]:
+    pool = QueuePool(cast("Any", SyncStub), pool_size=RESOURCES, max_overflow=0, reset_on_return=None)
+
+    @contextmanager
+    def lease() -> Iterator[object]:
+        connection = pool.connect()
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    yield lease
+    pool.dispose()
+
+
+@contextmanager
+def psycopg() -> Iterator[Enter]:
+    kind = cast("Any", SyncStub)
+    with psycopg_pool.ConnectionPool(min_size=RESOURCES, max_size=RESOURCES, connection_class=kind) as pool:
+        pool.wait()
+        yield pool.connection
+
+
+PEERS: dict[str, Callable[[], AbstractContextManager[Enter]]] = {
+    OURS: our_pool,
+    LIFO_QUEUE: a_bare_queue,
+    SQLALCHEMY: sqlalchemy_pool,
+    PSYCOPG: psycopg,
+}
+NOTES = {
+    LIFO_QUEUE: "in ten lines: no time limit, no check, no statistics",
+    SQLALCHEMY: "stubbed connection, no reset",
+    PSYCOPG: "stubbed connection",
+}
+
+
+def use_nothing() -> None:
+    """Give the resource back at once."""
+
+
+def wait_for_nothing() -> None:
+    """Let other threads run, as a driver does that waits for its server."""
+    time.sleep(0)
+
+
+def crowd(enter: Enter, use: Use, each: int) -> float:
+    """Let threads compete; return the seconds for a lease."""
+    gate = threading.Barrier(THREADS + 1)
+
     def one() -> None:
-        for _ in range(max(1, operations // THREADS)):
+        gate.wait()
+        for _ in range(each):
             with enter():
-                pass
+                use()
 
     crowd = [threading.Thread(target=one) for _ in range(THREADS)]
     for thread in crowd:
         thread.start()
+    gate.wait()
+    start = time.perf_counter()
     for thread in crowd:
         thread.join()
+    return (time.perf_counter() - start) / (THREADS * each)
 
 
-def timed(contestant: Callable[[], AbstractContextManager[Enter]]) -> Callable[[int], float]:
-    def run(operations: int) -> float:
-        with contestant() as enter:
-            crowd(enter, RESOURCES * THREADS)  # warm: resources exist before the clock starts
-            start = time.perf_counter()
-            crowd(enter, operations)
-            return time.perf_counter() - start
+def run_threads(rounds: Rounds) -> None:
+    uses = {"time": use_nothing, "switching": wait_for_nothing}
+    with ExitStack() as stack:
+        peers = {name: stack.enter_context(open_it()) for name, open_it in PEERS.items()}
+        for figures in rounds:
+            for name in rounds.in_any_order(peers):
+                for measure, use in uses.items():
+                    each = 2 * rounds.operations(name, 400, measure) // THREADS
+                    figures[measure][name] = crowd(peers[name], use, each)
 
-    return run
 
-
-CROWD = {
-    "queue.LifoQueue": timed(a_bare_queue),
-    "connectionpools_fastapi": timed(our_pool),
-}
+BENCHMARK = Benchmark(
+    title=f"{THREADS} threads on {RESOURCES} resources",
+    run=run_threads,
+    measures={
+        "time": Measure("time of a lease", "µs", 1e6),
+        "switching": Measure("time of a lease that lets other threads run", "µs", 1e6),
+    },
+    claims=(faster_than(LIFO_QUEUE, 1.0), faster_than(SQLALCHEMY, 2.0), faster_than(PSYCOPG, 2.0)),
+    budget=50,
+    notes=NOTES,
+)
