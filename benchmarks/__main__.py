@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from benchmarks import tasks, threads, web
+from benchmarks import postgres, tasks, threads, web
 from benchmarks.rounds import FULL, TINY, Benchmark, Rounds
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -13,6 +13,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     "leased": web.LEASED,
     "idle": web.IDLE,
     "release": web.RELEASE,
+    "http-asyncpg": postgres.ASYNCPG_BENCHMARK,
+    "http-psycopg": postgres.PSYCOPG_BENCHMARK,
+    "http-sqlalchemy": postgres.SQLALCHEMY_BENCHMARK,
 }
 
 

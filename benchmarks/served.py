@@ -1,0 +1,35 @@
+"""Serves one application by uvicorn until its input ends: `python -m benchmarks.served MODULE:FUNCTION`.
+
+The function makes the application, and is given the address of the database. The port is printed.
+"""
+
+import os
+import pkgutil
+import socket
+import sys
+import threading
+
+import uvicorn
+
+ADDRESS = "BENCHMARKED_DATABASE"
+
+
+def main() -> None:
+    app = pkgutil.resolve_name(sys.argv[1])(os.environ.get(ADDRESS, ""))
+    config = uvicorn.Config(app, loop="uvloop", http="httptools", access_log=False, log_level="warning")
+    server = uvicorn.Server(config)
+
+    def stop_at_end() -> None:
+        sys.stdin.read()
+        server.should_exit = True
+
+    threading.Thread(target=stop_at_end, daemon=True).start()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100)  # who connects before the application has started waits
+        print(listener.getsockname()[1], flush=True)
+        server.run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()
