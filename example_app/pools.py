@@ -1,67 +1,81 @@
 """Pools: "db" to read and write in async endpoints, "report" to read in sync ones."""
 
-import sqlite3
-from pathlib import Path
-from typing import Annotated
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
 
-import aiosqlite
+from fastapi import Depends
+from starlette.requests import HTTPConnection
 
-from connectionpools_fastapi import ConnectionPool, Leased, Pooled
-from connectionpools_fastapi.adapters.aiosqlite import AiosqliteManager
-from connectionpools_fastapi.adapters.sqlite import SqliteManager
+from connectionpools_fastapi import ConnectionPool, Leased
 
-from . import store
 from .settings import Settings
+from .store import LinkStore, ReportStore
+from .store.backend import backend_of
 
 REPORT_LIMIT = 2
 
-# What endpoints write as the types of their parameters.
-Db = Annotated[aiosqlite.Connection, Leased("db")]
-DbPool = Annotated[ConnectionPool[aiosqlite.Connection], Pooled("db")]
-ReportDb = Annotated[sqlite3.Connection, Leased("report")]
+
+class Database:
+    """The pools of one database, and the stores on what they lease."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Choose the kind of database.
+
+        Raises:
+            SettingsError: If it cannot be used; one line says why.
+        """
+        self._backend = backend_of(settings.database_url)
+        self._db = ConnectionPool(
+            self._backend.connections,
+            name="db",
+            limit=settings.pool_limit,
+            min_free=settings.pool_min_free,
+            timeout=settings.pool_timeout,
+        )
+        report = ConnectionPool(
+            self._backend.report_connections, name="report", limit=REPORT_LIMIT, timeout=settings.pool_timeout
+        )
+        self.pools: tuple[ConnectionPool[Any], ...] = (self._db, report)
+
+    def links(self, conn: Any) -> LinkStore:
+        """Put a store on a connection of the pool "db"."""
+        return self._backend.links(conn)
+
+    def report(self, conn: Any) -> ReportStore:
+        """Put a store on a connection of the pool "report"."""
+        return self._backend.report(conn)
+
+    @asynccontextmanager
+    async def lease(self, **options: Any) -> AsyncIterator[LinkStore]:
+        """Lease for the length of a block, for those who need it only sometimes, or after the response.
+
+        Args:
+            options: As of `ConnectionPool.lease`.
+
+        Yields:
+            A store.
+        """
+        async with self._db.lease(**options) as conn:
+            yield self.links(conn)
 
 
-def _set_up(conn: sqlite3.Connection) -> None:
-    conn.executescript(store.SCHEMA)
-    conn.row_factory = sqlite3.Row
+async def _database_of(connection: HTTPConnection) -> Database:
+    database: Database = connection.app.state.database
+    return database
 
 
-def _read_rows(conn: sqlite3.Connection) -> None:
-    conn.row_factory = sqlite3.Row
+# What endpoints write as the types of their parameters. A lease is taken for the request; the stores on top need none.
+Databases = Annotated[Database, Depends(_database_of)]
 
 
-def prepare(path: Path) -> Path:
-    """Make sure that the file has its schema; whoever connects first makes it."""
-    manager = SqliteManager(path, init=_set_up)
-    manager.clean(manager.create())
-    return path
+async def _links(database: Databases, conn: Annotated[Any, Leased("db")]) -> LinkStore:
+    return database.links(conn)
 
 
-class Database(AiosqliteManager):
-    """Connections of aiosqlite, to read and write."""
-
-    def __init__(self, path: Path) -> None:
-        # Without an isolation level nothing begins a transaction behind our back.
-        super().__init__(path, init=_set_up, isolation_level=None)
+async def _report(database: Databases, conn: Annotated[Any, Leased("report")]) -> ReportStore:
+    return database.report(conn)
 
 
-class ReadOnlyDatabase(SqliteManager):
-    """Connections of the standard library, to read from whichever worker thread a sync endpoint runs on."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(lambda: prepare(path), init=_read_rows, pragmas={"query_only": "on"}, isolation_level=None)
-
-
-def make_pools(settings: Settings) -> tuple[ConnectionPool[aiosqlite.Connection], ConnectionPool[sqlite3.Connection]]:
-    """Make the pools "db" and "report"; the lifespan opens them."""
-    db = ConnectionPool(
-        Database(settings.database),
-        name="db",
-        limit=settings.pool_limit,
-        min_free=settings.pool_min_free,
-        timeout=settings.pool_timeout,
-    )
-    report = ConnectionPool(
-        ReadOnlyDatabase(settings.database), name="report", limit=REPORT_LIMIT, timeout=settings.pool_timeout
-    )
-    return db, report
+Db = Annotated[LinkStore, Depends(_links)]
+ReportDb = Annotated[ReportStore, Depends(_report)]

@@ -5,11 +5,7 @@ import gc
 import io
 import itertools
 import re
-import sqlite3
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,18 +14,20 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
-from connectionpools_fastapi import ConnectionPool
-from example_app import Settings, create_app, pools, store
+import example_app
+from example_app import Settings, create_app
 from example_app.feed import BACKLOG, Feed
 from example_app.models import RESERVED_CODES, Click
 from example_app.settings import SettingsError
+from example_app.store import questions
+from example_app.store.sqlite import file_of
+from tests.link_places import Place, SqlitePlace, fixture_place, fixture_sqlite_place  # noqa: F401 - pytest finds them
 
-STATIC = Path(store.__file__).parent / "static"
+STATIC = Path(example_app.__file__).parent / "static"
 XSS = "https://example.com/?q=<script>alert(1)</script>&r=\"'><img src=x onerror=alert(2)>"
 
 
@@ -39,20 +37,23 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def make_app(directory: Path, **settings: Any) -> FastAPI:
-    return create_app(Settings(database_url=f"sqlite:///{directory / 'links.db'}", **settings))
-
-
 @pytest.fixture
-def client(tmp_path: Path) -> Iterator[TestClient]:
-    with TestClient(make_app(tmp_path), follow_redirects=False) as client:
+def client(place: Place) -> Iterator[TestClient]:
+    with TestClient(place.app(), follow_redirects=False) as client:
         yield client
 
 
 @pytest.fixture
-def narrow(tmp_path: Path) -> Iterator[TestClient]:
+def sqlite_client(sqlite_place: SqlitePlace) -> Iterator[TestClient]:
+    """A client for what no database has a part in."""
+    with TestClient(sqlite_place.app(), follow_redirects=False) as client:
+        yield client
+
+
+@pytest.fixture
+def narrow(place: Place) -> Iterator[TestClient]:
     """A client of an application with one connection: whoever holds it without need shows."""
-    with TestClient(make_app(tmp_path, pool_limit=1), follow_redirects=False) as client:
+    with TestClient(place.app(pool_limit=1), follow_redirects=False) as client:
         yield client
 
 
@@ -70,10 +71,6 @@ def found(client: TestClient, text: str) -> list[str]:
     page = client.get("/api/links", params={"q": text}).json()
     assert page["total"] == len(page["links"])
     return [link["code"] for link in page["links"]]
-
-
-def files_in(directory: Path) -> list[str]:
-    return [path.name for path in directory.iterdir()]
 
 
 # --- shorten ---
@@ -126,20 +123,20 @@ def test_a_taken_code_is_refused_and_the_first_link_stays(client: TestClient) ->
         42,
     ],
 )
-def test_only_complete_http_and_https_urls_can_be_shortened(client: TestClient, url: object) -> None:
-    response = client.post("/api/links", json={"url": url})
+def test_only_complete_http_and_https_urls_can_be_shortened(sqlite_client: TestClient, url: object) -> None:
+    response = sqlite_client.post("/api/links", json={"url": url})
 
     assert response.status_code == 422
     assert [problem["loc"] for problem in response.json()["detail"]] == [["body", "url"]]
     assert "secret" not in response.text
-    assert client.get("/api/links").json()["total"] == 0
+    assert sqlite_client.get("/api/links").json()["total"] == 0
 
 
 @pytest.mark.parametrize(
     "code", ["", "ab", "x" * 33, "a b", "a/b", "a.b", "a%b", "äöü", "abc\n", "docs", "API", "Pool"]
 )
-def test_a_code_that_cannot_be_is_refused(client: TestClient, code: str) -> None:
-    response = client.post("/api/links", json={"url": "https://example.com/", "code": code})
+def test_a_code_that_cannot_be_is_refused(sqlite_client: TestClient, code: str) -> None:
+    response = sqlite_client.post("/api/links", json={"url": "https://example.com/", "code": code})
 
     assert response.status_code == 422
     assert [problem["loc"] for problem in response.json()["detail"]] == [["body", "code"]]
@@ -160,10 +157,10 @@ def test_each_path_of_the_application_is_a_reserved_code() -> None:
     assert {part for part in first_parts if re.fullmatch("[A-Za-z0-9_-]+", part)} <= RESERVED_CODES
 
 
-def test_text_that_is_no_unicode_is_bad_input_and_not_a_crash(client: TestClient) -> None:
+def test_text_that_is_no_unicode_is_bad_input_and_not_a_crash(sqlite_client: TestClient) -> None:
     body = rb'{"url": "https://example.com/\ud800", "code": "\ud800\ud800\ud800"}'
 
-    response = client.post("/api/links", content=body, headers={"Content-Type": "application/json"})
+    response = sqlite_client.post("/api/links", content=body, headers={"Content-Type": "application/json"})
 
     assert response.status_code == 422
 
@@ -191,8 +188,8 @@ def test_paging_meets_each_link_once_although_links_are_added_meanwhile(client: 
 
 
 @pytest.mark.parametrize("query", [{"limit": 0}, {"limit": 101}, {"before": 0}, {"before": 2**63}, {"q": "x" * 201}])
-def test_a_page_that_cannot_be_is_refused(client: TestClient, query: dict[str, Any]) -> None:
-    assert client.get("/api/links", params=query).status_code == 422
+def test_a_page_that_cannot_be_is_refused(sqlite_client: TestClient, query: dict[str, Any]) -> None:
+    assert sqlite_client.get("/api/links", params=query).status_code == 422
 
 
 def test_search_finds_a_part_of_the_code_or_the_target_in_either_case(client: TestClient) -> None:
@@ -245,7 +242,7 @@ def test_an_unknown_code_is_not_found(client: TestClient, path: str) -> None:
     assert for_people.headers["content-type"] == "text/html; charset=utf-8"
 
 
-def test_a_removed_link_is_gone_with_all_that_was_known_of_it(client: TestClient, tmp_path: Path) -> None:
+def test_a_removed_link_is_gone_with_all_that_was_known_of_it(client: TestClient, place: Place) -> None:
     code = shorten(client)
     client.get(f"/{code}")
 
@@ -254,8 +251,7 @@ def test_a_removed_link_is_gone_with_all_that_was_known_of_it(client: TestClient
     assert client.get(f"/{code}").status_code == 404
     assert client.delete(f"/api/links/{code}").status_code == 404
     assert client.get("/api/links").json() == {"links": [], "total": 0, "next": None}
-    with closing(sqlite3.connect(tmp_path / "links.db")) as conn:
-        assert conn.execute("SELECT count(*) FROM visits").fetchone() == (0,)
+    assert place.ask("SELECT count(*) FROM visits") == [(0,)]
 
 
 # --- export ---
@@ -264,7 +260,7 @@ def test_a_removed_link_is_gone_with_all_that_was_known_of_it(client: TestClient
 def test_the_export_has_every_link_in_the_order_it_was_made(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "EXPORT_BATCH", 4)
+    monkeypatch.setattr(questions, "EXPORT_BATCH", 4)
     urls = [f"https://example.com/{number}?a=1,2&b=%22x%22" for number in range(10)]
     codes = [shorten(client, url) for url in urls]
 
@@ -278,11 +274,11 @@ def test_the_export_has_every_link_in_the_order_it_was_made(
 
 
 @pytest.mark.anyio
-async def test_an_abandoned_export_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "EXPORT_BATCH", 4)
-    app = make_app(tmp_path, pool_limit=1)
+async def test_an_abandoned_export_leaves_nothing_open(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(questions, "EXPORT_BATCH", 4)
+    app = place.app(pool_limit=1)
     with TestClient(app) as client:
-        for _ in range(3 * store.EXPORT_BATCH):
+        for _ in range(3 * questions.EXPORT_BATCH):
             shorten(client)
     gone = anyio.Event()
 
@@ -301,16 +297,15 @@ async def test_an_abandoned_export_leaves_nothing_open(tmp_path: Path, monkeypat
         async with app.router.lifespan_context(app) as state:
             await app({**scope, "state": dict(state or {})}, receive, send)
         assert gone.is_set()
-        # SQLite removes its two other files when nothing is open any more, no connection and no cursor.
-        assert files_in(tmp_path) == ["links.db"]
+        place.assert_that_nobody_is_connected()
     finally:
         gc.enable()
 
 
-def test_no_cell_of_the_export_is_a_formula(client: TestClient) -> None:
-    shorten(client, code="-2-3")
+def test_no_cell_of_the_export_is_a_formula(sqlite_client: TestClient) -> None:
+    shorten(sqlite_client, code="-2-3")
 
-    (row,) = csv.DictReader(io.StringIO(client.get("/api/links.csv").text))
+    (row,) = csv.DictReader(io.StringIO(sqlite_client.get("/api/links.csv").text))
 
     assert row["code"] == "'-2-3"
 
@@ -318,8 +313,8 @@ def test_no_cell_of_the_export_is_a_formula(client: TestClient) -> None:
 # --- live ---
 
 
-def test_a_click_is_told_to_every_open_page(tmp_path: Path) -> None:
-    app = make_app(tmp_path)
+def test_a_click_is_told_to_every_open_page(place: Place) -> None:
+    app = place.app()
     told = [{"code": "mine", "clicks": 1}, {"code": "mine", "clicks": 2}]
     feed: Feed = app.state.feed
     with TestClient(app, follow_redirects=False) as client, feed.listen() as heard:
@@ -343,13 +338,13 @@ def test_an_open_page_holds_no_connection(narrow: TestClient) -> None:
         assert page.receive_json() == {"code": code, "clicks": 1}
 
 
-def test_pages_of_other_sites_cannot_listen(client: TestClient) -> None:
-    with client.websocket_connect("/live", headers={"Origin": "http://testserver"}):
+def test_pages_of_other_sites_cannot_listen(sqlite_client: TestClient) -> None:
+    with sqlite_client.websocket_connect("/live", headers={"Origin": "http://testserver"}):
         pass
     for origin in ("https://evil.example", "null", "http://testserver.evil.example", "http://testserver:81"):
         with (
             pytest.raises(WebSocketDisconnect) as refused,
-            client.websocket_connect("/live", headers={"Origin": origin}),
+            sqlite_client.websocket_connect("/live", headers={"Origin": origin}),
         ):
             pass
         assert refused.value.code == 1008
@@ -393,90 +388,6 @@ def test_the_report_comes_from_a_pool_of_its_own(client: TestClient) -> None:
     assert 'connectionpool_acquires_total{pool="db"} 0.0' in metrics
 
 
-def test_the_report_cannot_write(tmp_path: Path) -> None:
-    conn = pools.ReadOnlyDatabase(tmp_path / "links.db").create()
-    with closing(conn), pytest.raises(sqlite3.OperationalError, match="readonly"):
-        conn.execute("DELETE FROM links")
-
-
-# --- the database ---
-
-
-@pytest.mark.anyio
-async def test_each_connection_is_set_up_for_many_writers(tmp_path: Path) -> None:
-    pool = ConnectionPool(pools.Database(tmp_path / "links.db"), limit=1)
-    async with pool, pool.lease() as conn:
-        found = {}
-        for pragma in ("journal_mode", "foreign_keys", "busy_timeout"):
-            async with conn.execute(f"PRAGMA {pragma}") as cursor:
-                row = await cursor.fetchone()
-            assert row is not None
-            found[pragma] = row[0]
-    assert found == {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 5000}
-
-
-@pytest.mark.anyio
-async def test_what_a_request_leaves_open_is_rolled_back(tmp_path: Path) -> None:
-    pool = ConnectionPool(pools.Database(tmp_path / "links.db"), limit=1)
-    async with pool:
-        async with pool.lease() as conn:
-            await conn.execute("BEGIN IMMEDIATE")
-            await conn.execute("INSERT INTO links (code, url) VALUES ('lost', 'https://example.com/')")
-        async with pool.lease() as again:
-            assert again is conn
-            assert not again.in_transaction
-            assert await store.find_target(again, "lost") is None
-
-
-@pytest.mark.anyio
-async def test_a_transaction_that_fails_writes_nothing(tmp_path: Path) -> None:
-    pool = ConnectionPool(pools.Database(tmp_path / "links.db"), limit=1)
-    async with pool, pool.lease() as conn:
-
-        async def fail_halfway() -> None:
-            async with store.transaction(conn):
-                await conn.execute("INSERT INTO links (code, url) VALUES ('lost', 'https://example.com/')")
-                raise ZeroDivisionError
-
-        with pytest.raises(ZeroDivisionError):
-            await fail_halfway()
-        assert not conn.in_transaction
-        assert await store.find_target(conn, "lost") is None
-
-
-@pytest.mark.anyio
-async def test_a_transaction_has_its_turn_to_write_from_its_beginning(tmp_path: Path) -> None:
-    pool = ConnectionPool(pools.Database(tmp_path / "links.db"), limit=2)
-    async with pool, pool.lease() as one, pool.lease() as other:
-        await other.execute("PRAGMA busy_timeout = 0")
-        async with store.transaction(one):
-            with pytest.raises(sqlite3.OperationalError, match="locked"):
-                await other.execute("BEGIN IMMEDIATE")
-        async with store.transaction(other):
-            pass
-
-
-@pytest.mark.anyio
-async def test_a_click_on_a_link_that_was_removed_meanwhile_is_nothing(tmp_path: Path) -> None:
-    pool = ConnectionPool(pools.Database(tmp_path / "links.db"), limit=1)
-    async with pool, pool.lease() as conn:
-        assert await store.count_click(conn, "gone", "direct") is None
-
-
-def test_a_new_file_can_be_prepared_by_many_at_once(tmp_path: Path) -> None:
-    many = 8
-    with ThreadPoolExecutor(many) as threads:
-        for number in range(30):  # without the lock about one in thirty fails
-            path, barrier = tmp_path / f"{number}.db", threading.Barrier(many)
-
-            def prepare(path: Path = path, barrier: threading.Barrier = barrier) -> None:
-                barrier.wait()
-                pools.prepare(path)
-
-            for done in [threads.submit(prepare) for _ in range(many)]:
-                done.result()
-
-
 # --- what a browser gets ---
 
 
@@ -485,13 +396,13 @@ def page_of(client: TestClient, path: str) -> httpx.Response:
     return response
 
 
-def test_what_users_typed_is_data_and_never_a_part_of_the_page(client: TestClient) -> None:
-    empty = page_of(client, "/").text
-    response = client.post("/api/links", json={"url": XSS, "code": "xss"})
+def test_what_users_typed_is_data_and_never_a_part_of_the_page(sqlite_client: TestClient) -> None:
+    empty = page_of(sqlite_client, "/").text
+    response = sqlite_client.post("/api/links", json={"url": XSS, "code": "xss"})
 
     assert response.headers["content-type"] == "application/json"
-    assert page_of(client, "/").text == empty
-    assert "<script>" not in client.get("/xss").headers["location"]
+    assert page_of(sqlite_client, "/").text == empty
+    assert "<script>" not in sqlite_client.get("/xss").headers["location"]
 
 
 def test_the_script_of_the_page_has_no_way_to_make_html_of_a_text() -> None:
@@ -536,8 +447,8 @@ def test_a_page_has_nothing_that_its_policy_forbids(page: Path) -> None:
         ("/pool/metrics", 200),
     ],
 )
-def test_every_answer_has_the_strict_policy(client: TestClient, path: str, status: int) -> None:
-    response = page_of(client, path)
+def test_every_answer_has_the_strict_policy(sqlite_client: TestClient, path: str, status: int) -> None:
+    response = page_of(sqlite_client, path)
 
     assert response.status_code == status
     policy = response.headers["content-security-policy"]
@@ -547,8 +458,8 @@ def test_every_answer_has_the_strict_policy(client: TestClient, path: str, statu
     assert response.headers["referrer-policy"] == "no-referrer"
 
 
-def test_the_documentation_may_load_what_it_consists_of(client: TestClient) -> None:
-    page = client.get("/docs")
+def test_the_documentation_may_load_what_it_consists_of(sqlite_client: TestClient) -> None:
+    page = sqlite_client.get("/docs")
 
     assert page.status_code == 200
     policy = page.headers["content-security-policy"]
@@ -557,12 +468,12 @@ def test_the_documentation_may_load_what_it_consists_of(client: TestClient) -> N
         assert source in policy
 
 
-def test_the_health_of_both_pools_can_be_seen(client: TestClient) -> None:
+def test_the_health_of_every_pool_can_be_seen(client: TestClient, place: Place) -> None:
     health = client.get("/pool/health")
 
     assert health.status_code == 200
     assert health.json()["status"] == "pass"
-    assert set(health.json()["pools"]) == {"db", "report"}
+    assert set(health.json()["pools"]) == {"db", "report"} | ({"cache"} if "cache_url" in place.settings else set())
 
 
 # --- settings ---
@@ -572,7 +483,7 @@ def test_an_empty_environment_gives_the_defaults() -> None:
     for environment in ({}, {"PORT": "", "DATABASE_URL": ""}):
         settings = Settings.from_environment(environment)
         assert (settings.host, settings.port, settings.pool_limit) == ("127.0.0.1", 8000, 5)
-        assert settings.database == Path("links.db")
+        assert file_of(settings.database_url) == Path("links.db")
 
 
 def test_the_environment_is_read() -> None:
@@ -581,6 +492,9 @@ def test_the_environment_is_read() -> None:
             "HOST": "::1",
             "PORT": "9000",
             "DATABASE_URL": "sqlite:////srv/my%20links.db",
+            "CACHE_URL": "redis://user:p%40ss@cache.example:6379/3",
+            "CACHE_PREFIX": "mine:",
+            "CACHE_TIMEOUT": "0.25",
             "POOL_LIMIT": "3",
             "POOL_MIN_FREE": "3",
             "POOL_TIMEOUT": "0.5",
@@ -589,8 +503,9 @@ def test_the_environment_is_read() -> None:
     )
 
     assert (settings.host, settings.port, settings.pool_limit, settings.pool_min_free) == ("::1", 9000, 3, 3)
-    assert settings.pool_timeout == 0.5
-    assert settings.database == Path("/srv/my links.db")
+    assert (settings.pool_timeout, settings.cache_timeout, settings.cache_prefix) == (0.5, 0.25, "mine:")
+    assert settings.cache_url == "redis://user:p%40ss@cache.example:6379/3"
+    assert file_of(settings.database_url) == Path("/srv/my links.db")
 
 
 @pytest.mark.parametrize(
@@ -616,7 +531,21 @@ def test_the_environment_is_read() -> None:
         ("DATABASE_URL", "sqlite:///directory/"),
         ("DATABASE_URL", "sqlite:///links.db?mode=ro"),
         ("DATABASE_URL", "sqlite:///links%00.db"),
-        ("DATABASE_URL", "postgresql://user:hunter2@db.example/links"),
+        ("DATABASE_URL", "mysql://user:hunter2@db.example/links"),
+        ("DATABASE_URL", "postgresql:/user:hunter2@db.example/links"),
+        ("DATABASE_URL", "postgresql://user:hunter2@db.example:port/links"),
+        ("DATABASE_URL", "postgresql://user:hunter2/x@db.example/links"),
+        ("DATABASE_URL", "postgresql://user:hunter2@db.example:5432,other.example:x/links"),
+        ("DATABASE_URL", "postgresql://user:hunter2@db.example/my links"),
+        ("DATABASE_URL", "postgresql://user:hunter2@[::1/links"),
+        ("CACHE_URL", "localhost:6379"),
+        ("CACHE_URL", "redis://"),
+        ("CACHE_URL", "redis://user:hunter2@cache.example:port/0"),
+        ("CACHE_URL", "redis://user:hunter2#@cache.example/0"),
+        ("CACHE_URL", "redis://user:hunter2@cache.example/first"),
+        ("CACHE_PREFIX", "with space:"),
+        ("CACHE_TIMEOUT", "0"),
+        ("CACHE_TIMEOUT", "61"),
     ],
 )
 def test_nonsense_is_refused_in_one_line_that_does_not_repeat_it(name: str, value: str) -> None:
@@ -630,5 +559,18 @@ def test_nonsense_is_refused_in_one_line_that_does_not_repeat_it(name: str, valu
     assert refused.value.__suppress_context__  # nor does a traceback show what was given
 
 
-def test_settings_do_not_show_where_the_database_is() -> None:
-    assert "secret" not in repr(Settings(database_url="sqlite:///secret.db"))
+def test_settings_do_not_show_where_database_and_cache_are() -> None:
+    shown = repr(Settings(database_url="sqlite:///secret.db", cache_url="redis://:secret@cache.example"))
+    assert "secret" not in shown
+
+
+@pytest.mark.parametrize("query", ["nonsense=1", "sslmode", "host=%zz", "=x"])
+def test_what_only_the_driver_can_refuse_is_refused_in_the_same_words(query: str) -> None:
+    settings = Settings.from_environment({"DATABASE_URL": f"postgresql://user:hunter2@db.example/links?{query}"})
+
+    with pytest.raises(SettingsError) as refused:
+        create_app(settings)
+
+    assert str(refused.value).startswith("DATABASE_URL must be ")
+    assert "hunter2" not in str(refused.value)
+    assert refused.value.__suppress_context__

@@ -5,22 +5,22 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 import httpx
 import pytest
 
+from tests.processes import Process
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 
 PATIENCE = 30.0  # seconds, for whatever is awaited
-LONGEST_RUN = 60.0  # seconds: whatever goes wrong, no process outlives its test
 LIMIT = 2
 
 # What each process makes is named after it, and the books say which process did what with it.
@@ -144,47 +144,17 @@ SERVERS = {
 }
 
 
-class Server:
-    """A master with two workers, in a directory and a process group of their own."""
+class Server(Process):
+    """A master with two workers."""
 
     def __init__(self, directory: Path, command: tuple[str, ...], master: str) -> None:
         (directory / "app.py").write_text(APP)
         (directory / "gunicorn.conf.py").write_text(GUNICORN_CONF)
-        self.process = subprocess.Popen(  # noqa: S603 - our own command
-            [sys.executable, "-m", *command],
-            cwd=directory,
-            env={"PYTHONPATH": os.pathsep.join([str(directory), *sys.path]), "MASTER": master},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self._watchdog = threading.Timer(LONGEST_RUN, self.kill)
-        self._watchdog.start()
-        self._log: list[str] = []
-        self._more = threading.Condition()
-        assert self.process.stderr is not None
-        self._reader = threading.Thread(target=self._read, args=(self.process.stderr,))
-        self._reader.start()
-
-    def _read(self, lines: IO[str]) -> None:
-        for line in lines:
-            with self._more:
-                self._log.append(line)
-                self._more.notify_all()
-        with self._more:
-            self._log.append("")  # the end
-            self._more.notify_all()
-
-    @property
-    def log(self) -> str:
-        """What it has logged so far."""
-        return "".join(self._log)
+        super().__init__(directory, command, {"MASTER": master})
 
     def wait_for_address(self) -> str:
         """Wait until both workers are ready; returns where."""
-        with self._more:
-            self._more.wait_for(lambda: self._started() == 2 or "startup failed" in self.log or "" in self._log)
+        self.wait_until(lambda: self._started() == 2 or "startup failed" in self.log)
         found = re.search(r"http://127\.0\.0\.1:\d+", self.log)
         if found is None or self._started() < 2:
             pytest.fail(f"it did not start: {self.log}")
@@ -192,28 +162,6 @@ class Server:
 
     def _started(self) -> int:
         return self.log.count("Application startup complete")
-
-    def wait(self) -> int:
-        """Wait for the end of all its processes; returns the exit code of the master."""
-        code = self.process.wait()
-        self._reader.join(PATIENCE)
-        self._watchdog.cancel()
-        assert not self._reader.is_alive(), "somebody is left who may write to the log"
-        return code
-
-    def kill(self) -> None:
-        """End all its processes at once."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-        self.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 def tries() -> Iterator[None]:
@@ -479,7 +427,7 @@ def run(script: str) -> list[str]:
         env={"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=LONGEST_RUN,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.stderr == ""

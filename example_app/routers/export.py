@@ -4,12 +4,11 @@ import csv
 import io
 from collections.abc import AsyncIterator, Iterable
 
-import aiosqlite
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from example_app import store
 from example_app.pools import Db
+from example_app.store import LinkStore
 
 COLUMNS = ("code", "url", "created", "clicks")
 
@@ -17,18 +16,18 @@ router = APIRouter(prefix="/api", tags=["links"])
 
 
 @router.get("/links.csv", response_class=StreamingResponse)
-async def export(conn: Db) -> StreamingResponse:
+async def export(db: Db) -> StreamingResponse:
     """Stream all links. The lease lasts to the last row, and memory does not grow with the rows."""
     return StreamingResponse(
-        _lines(conn),
+        _lines(db),
         media_type="text/csv",
         headers={"Content-Disposition": 'attachment; filename="links.csv"', "Cache-Control": "no-store"},
     )
 
 
-async def _lines(conn: aiosqlite.Connection) -> AsyncIterator[str]:
+async def _lines(db: LinkStore) -> AsyncIterator[str]:
     yield _csv([COLUMNS])
-    async for batch in store.every_link(conn):
+    async for batch in db.every_link():
         yield _csv([getattr(link, column) for column in COLUMNS] for link in batch)
 
 

@@ -4,9 +4,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
 
-from example_app import store
+from example_app.cache import Redirects
 from example_app.models import Link, LinkPage, NewLink
 from example_app.pools import Db
+from example_app.store import CodeTakenError
 
 LARGEST_ID = 2**63 - 1
 
@@ -14,11 +15,11 @@ router = APIRouter(prefix="/api/links", tags=["links"])
 
 
 @router.post("", status_code=201, responses={409: {"description": "The code is taken."}})
-async def add_link(new: NewLink, conn: Db, request: Request, response: Response) -> Link:
+async def add_link(new: NewLink, db: Db, request: Request, response: Response) -> Link:
     """Shorten a URL, under a code of your choice or a random one."""
     try:
-        link = await store.add_link(conn, str(new.url), new.code)
-    except store.CodeTakenError:
+        link = await db.add_link(str(new.url), new.code)
+    except CodeTakenError:
         raise HTTPException(409, f"The code {new.code!r} is taken.") from None
     response.headers["Location"] = str(request.url_for("follow", code=link.code))
     return link
@@ -26,17 +27,18 @@ async def add_link(new: NewLink, conn: Db, request: Request, response: Response)
 
 @router.get("")
 async def find_links(
-    conn: Db,
+    db: Db,
     q: Annotated[str, Query(max_length=200, description="What the code or the target must contain.")] = "",
     before: Annotated[int | None, Query(ge=1, le=LARGEST_ID, description="`next` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> LinkPage:
     """List links, the newest first."""
-    return await store.find_links(conn, q.strip(), before=before, limit=limit)
+    return await db.find_links(q.strip(), before=before, limit=limit)
 
 
 @router.delete("/{code}", status_code=204, responses={404: {"description": "There is no such link."}})
-async def remove_link(code: str, conn: Db) -> None:
+async def remove_link(code: str, db: Db, cache: Redirects) -> None:
     """Remove a link."""
-    if not await store.remove_link(conn, code):
+    if not await db.remove_link(code):
         raise HTTPException(404, "There is no link with this code.")
+    await cache.forget(code)

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-import aiosqlite
 from fastapi import APIRouter, BackgroundTasks, Header, HTTPException
 from fastapi.responses import FileResponse, RedirectResponse, Response
 
-from connectionpools_fastapi import ConnectionPool, PoolError
-from example_app import store
+from connectionpools_fastapi import PoolError
+from example_app.cache import Redirects
 from example_app.feed import Feed, LiveFeed
-from example_app.pools import Db, DbPool
+from example_app.pools import Database, Databases
+from example_app.store import StoreAwayError
 
 UNKNOWN = Path(__file__).parent.parent / "static" / "unknown.html"
 # Nobody waits for a click to be counted, so it may queue for longer than a request.
@@ -31,32 +31,37 @@ router = APIRouter(tags=["links"])
 async def follow(
     code: str,
     *,
-    conn: Db,
-    pool: DbPool,
+    cache: Redirects,
+    database: Databases,
     feed: LiveFeed,
     background: BackgroundTasks,
     accept: Annotated[str, Header()] = "",
     referer: Annotated[str, Header()] = "",
 ) -> Response:
-    """Redirect to where a link leads, and count the click."""
-    target = await store.find_target(conn, code)
+    """Redirect to where a link leads, and count the click. It leases only what the cache does not know."""
+
+    async def look_up(code: str) -> str | None:
+        async with database.lease() as db:
+            return await db.find_target(code)
+
+    target = await cache.target(code, look_up)
     if target is None:
         if "text/html" in accept:  # somebody with a browser
             return FileResponse(UNKNOWN, status_code=404)
         raise HTTPException(404, "There is no link with this code.")
-    background.add_task(count_click, pool, feed, code, _host_of(referer))
+    background.add_task(count_click, database, feed, code, _host_of(referer))
     return RedirectResponse(target, headers={"Cache-Control": "no-store"})
 
 
-async def count_click(pool: ConnectionPool[aiosqlite.Connection], feed: Feed, code: str, referrer: str) -> None:
+async def count_click(database: Database, feed: Feed, code: str, referrer: str) -> None:
     """Count a click and tell it to all pages.
 
-    It runs after the response, when the request's own lease has ended already.
+    It runs after the response, when no lease of the request is left.
     """
     try:
-        async with pool.lease(holder="count_click", timeout=PATIENCE) as conn:
-            click = await store.count_click(conn, code, referrer)
-    except PoolError as error:
+        async with database.lease(holder="count_click", timeout=PATIENCE) as db:
+            click = await db.count_click(code, referrer)
+    except (PoolError, StoreAwayError) as error:
         logger.warning("a click was not counted: %s", error)
         return
     if click is not None:

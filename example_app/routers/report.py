@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter
 
-from example_app import store
 from example_app.models import Report
 from example_app.pools import ReportDb
 
@@ -10,10 +9,10 @@ router = APIRouter(prefix="/api", tags=["statistics"])
 
 
 @router.get("/report")
-def report(conn: ReportDb) -> Report:
+def report(db: ReportDb) -> Report:
     """Sum up links and clicks.
 
     A `def` endpoint: it runs on a worker thread, so its connection comes from a pool of a
     driver that blocks.
     """
-    return store.make_report(conn)
+    return db.make_report()
