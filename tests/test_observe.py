@@ -381,6 +381,20 @@ async def test_a_silent_server_fails_in_time_for_all_who_ask_by_one_try(
         await ended(pool)
 
 
+async def test_who_asks_while_a_try_hangs_is_told_at_once() -> None:
+    clock = Clock()
+    async with nobody_answers() as (address, calls), sqlalchemys_for_threads(address) as peer:
+        pool = observe(peer.pool, name="db", clock=clock)
+        assert (await examine(pool, timeout=0.05)).verdict == "fail"
+        clock.now += WAIT  # and its thread hangs still
+        with anyio.fail_after(WAIT / 2):
+            assert (await examine(pool, timeout=WAIT)).verdict == "fail"
+        assert peer.numbers() == (2, 0, 1)
+        await until(lambda: calls)
+        calls[0].close()
+        await ended(pool)
+
+
 @asynccontextmanager
 async def nobody_answers() -> AsyncIterator[tuple[str, list[asyncio.StreamWriter]]]:
     """Run a server that takes connections and says nothing; yields its address, and those who called."""
@@ -427,7 +441,7 @@ async def test_a_server_that_is_gone_fails_for_all_and_passes_again_when_it_is_b
                 await comes(pool, "fail")
             for _ in range(5):  # more often than there are connections to be found dead
                 for name, pool in pools.items():
-                    found = await examine(pool, max_age=0, timeout=1)
+                    found = await examine(pool, max_age=0, timeout=0.3)
                     assert (name, found.verdict) == (name, "fail")
                     await ended(pool)
             await run_sync(server.start)
@@ -672,7 +686,7 @@ async def test_no_output_shows_an_address_or_a_credential(
     async with peers(url.render_as_string(hide_password=False)) as peer:
         pool = observe(peer.pool, name="db")
         with only_ours(caplog):
-            async with started(installed(pool, details="always", probe_timeout=1.0)) as served:
+            async with started(installed(pool, details="always", probe_timeout=0.3)) as served:
                 answers = [
                     await ask(served, path)
                     for path in ("/pool/health", "/pool/health/db", "/pool/health/ready", "/pool/metrics")
