@@ -1,4 +1,4 @@
-"""Start the example as a new user would, ask for its health, and stop it."""
+"""Start the example as a new user would, who has installed nothing else; ask for its health, and stop it."""
 
 import json
 import os
@@ -10,11 +10,13 @@ import time
 import urllib.error
 import urllib.request
 
+EXAMPLE = [sys.executable, "-m", "example_app"]
+
 with socket.socket() as probe:
     probe.bind(("127.0.0.1", 0))
     port = probe.getsockname()[1]
 
-server = subprocess.Popen([sys.executable, "-m", "example_app"], env={**os.environ, "PORT": str(port)})
+server = subprocess.Popen(EXAMPLE, env={**os.environ, "PORT": str(port)})
 try:
     for _ in range(100):
         try:
@@ -35,3 +37,18 @@ finally:
     if server.poll() is None:
         server.kill()
         server.wait()
+
+# What goes further says what to install.
+for arguments, variables in (
+    (["--demo-servers"], {}),
+    ([], {"DATABASE_URL": "postgresql://user:hunter2@db.example/links"}),
+    ([], {"CACHE_URL": "redis://user:hunter2@cache.example/0"}),
+):
+    ended = subprocess.run(
+        [*EXAMPLE, *arguments], env={**os.environ, **variables}, capture_output=True, text=True, timeout=60
+    )
+    print(ended.stderr, end="")
+    if ended.returncode != 2 or ended.stderr.count("\n") != 1 or "pip install" not in ended.stderr:
+        sys.exit(f"this does not say what to install: {ended.stderr}")
+    if "hunter2" in ended.stderr:
+        sys.exit("this shows a password")

@@ -73,5 +73,5 @@ class RedisCache(Cache):
         return f"{self._prefix}{code}"
 
     async def _ask(self, question: Callable[[Redis], Awaitable[T]], *, within: float) -> T:
-        async with asyncio.timeout(within), self._pool.lease(timeout=within) as redis:
+        async with asyncio.timeout(within), self._pool.lease() as redis:
             return await question(redis)

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import psycopg
 import pytest
 
 from connectionpools_fastapi import ConnectionPool
-from example_app.store import CodeTakenError, StoreAwayError, postgres, questions, sqlite
+from example_app.store import CodeTakenError, StoreAwayError, questions, sqlite
 from example_app.store.backend import Backend, backend_of
 from tests.link_places import (
     Place,
@@ -90,7 +89,7 @@ def test_the_report_cannot_write(place: Place, backend: Backend) -> None:
 
 def test_a_report_ends_with_its_lease(place: Place, backend: Backend) -> None:
     place.prepare()
-    pool = ConnectionPool(backend.report_connections, limit=1, check_after=0)
+    pool = ConnectionPool(backend.report_connections, limit=1, check_after=60)
     with pool:
         for number in range(3):
             with pool.lease() as conn:
@@ -194,7 +193,8 @@ async def outcome(question: Any) -> Any:
         return error
 
 
-def test_who_may_not_make_tables_may_use_those_that_are_there(postgres_place: PostgresPlace) -> None:
+@pytest.mark.anyio
+async def test_who_may_not_make_tables_may_use_those_that_are_there(postgres_place: PostgresPlace) -> None:
     postgres_place.prepare()
     role, schema = f"test_{uuid4().hex}", postgres_place.name
     postgres_place.execute(f"""
@@ -205,9 +205,11 @@ def test_who_may_not_make_tables_may_use_those_that_are_there(postgres_place: Po
     address = urlsplit(postgres_place.url)
     host = address.netloc.rpartition("@")[2]
     try:
-        manager = postgres.ReportConnections(address._replace(netloc=f"{role}:simple@{host}").geturl())
-        with closing(manager.create()) as conn:
-            assert postgres.PostgresReport(conn).make_report().links == 0
+        backend = backend_of(address._replace(netloc=f"{role}:simple@{host}").geturl())
+        db, report = pool_of(backend), ConnectionPool(backend.report_connections)
+        async with db, report, db.lease() as conn, report.lease() as blocking:
+            await backend.links(conn).add_link("https://example.com/", "mine")
+            assert backend.report(blocking).make_report().links == 1
     finally:
         postgres_place.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
