@@ -31,6 +31,10 @@ class Caller:
             "server": ("127.0.0.1", 80),
         }
 
+    def to(self, path: str) -> "Caller":
+        """Ask the same application for another path."""
+        return Caller(self._app, path, self._state)
+
     async def ask(self) -> int:
         """Send one request, and wait for all of its response; return its status."""
         status = 0

@@ -58,15 +58,27 @@ class Claim:
 
     @property
     def target(self) -> str:
-        """The bound in words; empty if the claim is only told."""
+        """The bound in words; empty if the figure is only told."""
         if self.at_most is not None:
-            return f"at most {self.at_most:g} {self.unit}"
-        return f"at least {self.at_least:g} {self.unit}"
+            return f"≤ {self.at_most:g} {self.unit}"
+        return f"≥ {self.at_least:g} {self.unit}" if self.at_least is not None else ""
+
+    def is_met_by(self, figure: float) -> bool:
+        """Whether the figure is within the bound."""
+        if self.at_most is not None:
+            return figure <= self.at_most
+        return self.at_least is None or figure >= self.at_least
+
+    def loss(self, before: float, now: float) -> float:
+        """By which share the figure has become worse; negative if it has become better."""
+        if self.at_most is not None:
+            before, now = now, before
+        return before / now - 1 if now else 0.0
 
 
-def faster_than(peer: str, at_least: float, measure: str = "time", ours: str = OURS) -> Claim:
+def faster_than(peer: str, at_least: float | None = None) -> Claim:
     """Claim that a peer takes so many times what we take."""
-    return Claim(f"faster than {peer}", lambda of: of[measure][peer] / of[measure][ours], at_least=at_least)
+    return Claim(f"faster than {peer}", lambda of: of["time"][peer] / of["time"][OURS], at_least=at_least)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Applications to be served, a driver a module: a server's memory holds what it needs."""

@@ -1,0 +1,160 @@
+"""The benchmarks' own arithmetic; what it costs to run them is up to `python -m benchmarks --tiny`."""
+
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from benchmarks import plot, report
+from benchmarks.rounds import OURS, TINY, Benchmark, Claim, Effort, Measure, Rounds, Spread, faster_than
+
+MACHINE = {"date": "2026-01-31", "Python": "CPython 3.13", "CPU": "one <of> two"}
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def two(run_ours: list[float], run_theirs: list[float], *claims: Claim) -> tuple[Benchmark, report.Result]:
+    """Let us compete with one peer, whose times are given round by round."""
+    times = iter(zip(run_ours, run_theirs, strict=True))
+
+    def run(rounds: Rounds) -> None:
+        for figures in rounds:
+            ours, theirs = next(times)
+            figures["time"] = {OURS: ours, "peer": theirs}
+
+    benchmark = Benchmark(
+        title="a race",
+        run=run,
+        measures={"time": Measure("time of a lap", "µs", 1e6)},
+        claims=claims or (faster_than("peer", 2.0),),
+        notes={"peer": "a stub"},
+    )
+    rounds = Rounds(benchmark, Effort(rounds=(len(run_ours) - 1,) * 2, moment=0.0, share=1.0))
+    benchmark.run(rounds)
+    return benchmark, report.Result.of(rounds)
+
+
+def test_the_ratio_is_the_median_of_those_within_a_round_and_the_first_round_does_not_count() -> None:
+    # A machine that is ten times slower in one round is so to both.
+    _, result = two([99.0, 1.0, 10.0, 1.0], [1.0, 3.0, 30.0, 4.0])
+
+    assert result.claimed["faster than peer"] == Spread(3.0, 3.0, 3.5, 3)
+    assert result.measured["time"][OURS].median == 1.0
+
+
+def test_rounds_end_as_soon_as_the_medians_are_known_or_else_when_the_time_is_over() -> None:
+    def rounds_of(ratios: list[float], budget: float) -> int:
+        benchmark = Benchmark(
+            "a race", lambda _: None, {}, (Claim("x", lambda of: of["time"][OURS], at_most=1.0),), budget
+        )
+        rounds = Rounds(benchmark, Effort(rounds=(3, 50), moment=0.0, share=1.0))
+        for figures in rounds:
+            figures["time"][OURS] = ratios[len(rounds.played) % len(ratios)]
+        return len(rounds.played)
+
+    assert rounds_of([1.0], budget=60.0) == 7
+    assert rounds_of([1.0, 2.0], budget=60.0) == 50
+    assert rounds_of([1.0, 2.0], budget=0.0) == 3
+
+
+def test_a_contestant_works_for_a_moment_whatever_it_takes() -> None:
+    benchmark = Benchmark("a race", lambda _: None, {})
+    rounds = Rounds(benchmark, Effort(rounds=(1, 1), moment=0.1, share=1.0))
+    seen = []
+    for figures in rounds:
+        seen.append((rounds.operations("fast", 10), rounds.operations("slow", 10)))
+        figures["time"] = {"fast": 0.001, "slow": 1.0}
+
+    assert seen == [(10, 10), (100, 10)]
+    assert Rounds(benchmark, TINY).operations("fast", 500) == 10
+
+
+def test_the_table_says_what_was_measured_and_whether_the_target_is_met() -> None:
+    only_told = Claim("for a lap", lambda of: of["time"][OURS], unit="s")
+    at_most = Claim("of the peer", lambda of: of["time"][OURS] / of["time"]["peer"], at_most=0.25)
+    benchmark, result = two([1.0] * 4, [3.0] * 4, faster_than("peer", 2.0), at_most, only_told)
+
+    rows = report.targets({"race": benchmark}, {"race": result}).splitlines()
+
+    assert rows[2:] == [
+        "| a race | 3.00 x faster than peer | ≥ 2 x | yes |",
+        "| a race | 0.33 x of the peer | ≤ 0.25 x | **no** |",
+        "| a race | 1.00 s for a lap |  |  |",
+    ]
+
+
+def test_the_page_lists_contestants_best_first_with_what_is_special_about_them() -> None:
+    benchmark, result = two([2e-6] * 4, [1e-6] * 4)
+
+    page = report.document({"race": benchmark}, MACHINE, {"race": result})
+
+    assert page.index("| peer | 1.00 | a stub |") < page.index(f"| {OURS} | 2.00 |  |")
+    assert "- CPU: one <of> two" in page
+
+
+def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
+    _, result = two([1.0, 1.0, 1.1, 1.2], [3.0] * 4)
+
+    report.save(tmp_path / "results.json", MACHINE, {"race": result})
+
+    assert report.load(tmp_path / "results.json") == (MACHINE, {"race": result})
+
+
+@pytest.mark.parametrize(
+    ("theirs_before", "theirs_now", "share", "is_beyond_doubt"),
+    [
+        ([3.0, 3.1, 3.2], [2.0, 2.1, 2.2], 3.1 / 2.1 - 1, True),
+        ([3.0, 3.1, 3.2], [2.9, 2.95, 2.9], 3.1 / 2.9 - 1, False),  # as two runs may differ
+        ([1.0, 3.1, 6.0], [1.5, 2.1, 4.0], 3.1 / 2.1 - 1, False),  # the rounds overlap
+    ],
+)
+def test_what_fell_behind_is_told_and_is_beyond_doubt_where_the_rounds_say_so(
+    theirs_before: list[float], theirs_now: list[float], share: float, *, is_beyond_doubt: bool
+) -> None:
+    benchmark, before = two([1.0] * 4, [1.0, *theirs_before])
+    _, now = two([1.0] * 4, [1.0, *theirs_now])
+
+    (loss,) = report.losses({"race": benchmark}, {"race": before}, {"race": now})
+
+    assert loss.share == pytest.approx(share)
+    assert loss.is_beyond_doubt is is_beyond_doubt
+    assert "a race" in str(loss)
+    assert report.losses({"race": benchmark}, {"race": now}, {"race": before}) == []
+    assert report.losses({"race": benchmark}, {}, {"race": now}) == []
+
+
+def test_a_figure_that_is_to_be_small_falls_behind_by_growing() -> None:
+    claim = Claim("for a lap", lambda of: of["time"][OURS], at_most=1.0, unit="s")
+    benchmark, before = two([1.0] * 4, [1.0] * 4, claim)
+    _, now = two([2.0] * 4, [1.0] * 4, claim)
+
+    assert [loss.share for loss in report.losses({"race": benchmark}, {"race": before}, {"race": now})] == [1.0]
+    assert report.losses({"race": benchmark}, {"race": now}, {"race": before}) == []
+
+
+def test_a_plot_has_the_best_on_top_ours_highlighted_and_is_cut_where_a_bar_would_hide_the_others() -> None:
+    found = {
+        "slow": Spread(100.0, 90.0, 110.0, 3),
+        OURS: Spread(1.0, 0.9, 1.1, 3),
+        "a & b": Spread(4.0, 3.0, 5.0, 3),
+    }
+
+    drawn = ET.fromstring(plot.bars("a <race>", Measure("time", "µs"), found, "one <of> two"))  # noqa: S314 - our own
+
+    widths = [float(bar.attrib["width"]) for bar in drawn.iter(f"{SVG}rect")]
+    assert [bar.get("class") for bar in drawn.iter(f"{SVG}rect")] == ["ours", None, None]
+    assert widths[1] == pytest.approx(4 * widths[0], rel=0.01)
+    assert widths[2] == pytest.approx(plot.LONGEST * widths[0], rel=0.01)
+    assert [line.get("class") for line in drawn.iter(f"{SVG}path")].count("cut") == 1
+    words = ["".join(text.itertext()) for text in drawn.iter(f"{SVG}text")]
+    assert words == [
+        *("a <race>", "time in µs, less is better"),
+        *(OURS, "1.00", "a & b", "4.00", "slow", "100", "one <of> two"),
+    ]
+
+
+def test_a_plot_of_what_is_better_the_more_there_is_has_the_most_on_top() -> None:
+    found = {"less": Spread(1.0, 1.0, 1.0, 3), OURS: Spread(2.0, 2.0, 2.0, 3)}
+
+    drawn = ET.fromstring(plot.bars("a race", Measure("laps", "1/s", best=max), found, ""))  # noqa: S314 - our own
+
+    assert [bar.get("class") for bar in drawn.iter(f"{SVG}rect")] == ["ours", None]
