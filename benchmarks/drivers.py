@@ -65,7 +65,7 @@ def run_redis(rounds: Rounds) -> None:
 
 def run_sqlite(rounds: Rounds) -> None:
     async def round_by_round(path: Path) -> None:
-        async def connect() -> aiosqlite.Connection:
+        async def connect() -> Any:
             connection = await aiosqlite.connect(path)
             await connection.execute("PRAGMA journal_mode = WAL")
             return connection
@@ -80,6 +80,7 @@ def run_sqlite(rounds: Rounds) -> None:
                     await connection.execute_fetchall("SELECT 1")
 
             async def theirs() -> None:
+                connection: Any
                 async with own.connection() as connection:
                     await connection.execute_fetchall("SELECT 1")
 
