@@ -67,13 +67,22 @@ class Proxy:
             self._listener = None
 
     def reset(self) -> None:
-        """Break off all open connections with RST, on both sides."""
+        """Break off all open connections with RST, on both sides and before this returns."""
+        loop = asyncio.get_running_loop()
         for link, ends in self._links.items():
             _break_off(*ends)
+            for end in ends:
+                loop.remove_reader(end)
+                loop.remove_writer(end)
+                end.close()
             link.cancel()
 
+    def lead_to(self, target_port: int) -> None:
+        """Lead new connections to another port, as a name does that has moved; those that are open stay."""
+        self._target = LOOPBACK, target_port
+
     def resume(self) -> None:
-        """Be a good network again: what was stalled is passed on now."""
+        """Be a good network again, wherever it leads: what was stalled is passed on now."""
         self._delay = 0.0
         self._flowing.set()
         if self._listener is None:
@@ -126,4 +135,5 @@ class Proxy:
 
 def _break_off(*ends: socket.socket) -> None:
     for end in ends:
-        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, TO_RESET)
+        if end.fileno() >= 0:  # else it is closed already
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, TO_RESET)
