@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,9 +12,9 @@ LIMIT = 8  # of each pool
 PATIENCE = 1.0  # how long a caller waits for a lease at most, in seconds; as each pool is told
 GIVES_UP = 3.0  # for how long it waits for its answer altogether
 
-PERIOD = 0.01  # from one caller to the next, in seconds
+PERIOD = 0.02  # from one caller to the next, in seconds
 BURST = 25  # each so many callers, LIMIT come at once, so that a pool has used all it may have a moment ago
-ENOUGH = 60  # so many in a row who are served show that all is well
+ENOUGH = 40  # so many in a row who are served show that all is well
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Row:
     outcome: Outcome
 
 
-Scenario = Callable[[Effort], Awaitable[list[Row]]]  # of all contestants, one after the other
+Scenario = Callable[[Effort], Coroutine[Any, Any, list[Row]]]  # of all contestants, one after the other
 
 
 def clock() -> float:
