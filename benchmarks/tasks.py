@@ -279,6 +279,6 @@ CROWD = Benchmark(
         faster_than(PSYCOPG, 4),
         Claim("longest wait by the mean one", _patience, at_most=2.0),
     ),
-    budget=60,
+    budget=50,
     notes=NOTES,
 )

@@ -132,6 +132,6 @@ BENCHMARK = Benchmark(
         "switching": Measure("time of a lease that lets other threads run", "µs", 1e6),
     },
     claims=(faster_than(LIFO_QUEUE, 1.0), faster_than(SQLALCHEMY, 2.0), faster_than(PSYCOPG, 2.0)),
-    budget=50,
+    budget=40,
     notes=NOTES,
 )
