@@ -5,10 +5,10 @@ import asyncio
 import math
 from collections.abc import Callable
 
-from benchmarks.faults import postgres
+from benchmarks.faults import postgres, redis
 from benchmarks.faults.load import FULL, TINY, Outcome, Row
 
-SCENARIOS = {**postgres.SCENARIOS}
+SCENARIOS = {**postgres.SCENARIOS, **redis.SCENARIOS}
 
 COLUMNS: dict[str, Callable[[Outcome], object]] = {
     "callers": lambda it: it.calls,
