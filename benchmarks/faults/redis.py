@@ -39,7 +39,7 @@ PASSWORD = "one"  # noqa: S105 - of a server that lives as long as we do
 HOOK_TIMEOUT = 1.0  # ours, in seconds
 HEALTH_CHECK = 1.0  # the peers' interval, as our `check_after`, in seconds
 ADMINS = 1  # connections of those who look after the server
-ROOM = 3  # how many connections others leave to a pool
+ROOM = 5  # how many connections others leave to a pool
 NOWHERE = "1"  # the port of a master that is not there: a replica refuses to write all the same
 DELAY = 0.1  # of each piece on a slow network, in seconds
 
@@ -87,6 +87,9 @@ class Credentials(CredentialProvider):
     def get_credentials(self) -> tuple[str, str]:
         parts = urlsplit(self._address())
         return parts.username or "", parts.password or ""
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        return self.get_credentials()
 
 
 def redis_py(kind: type[PlainPool], **options: Any) -> Callable[[Address], Awaitable[Opened]]:
