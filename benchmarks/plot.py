@@ -1,12 +1,14 @@
 """Bars, as SVG that reads on light and dark pages."""
 
 from collections.abc import Mapping
+from textwrap import wrap
 from xml.sax.saxutils import escape, quoteattr
 
 from benchmarks.report import figure, spread
 from benchmarks.rounds import OURS, Measure, Spread
 
-WIDTH, LABELS, BARS, ROW, TOP = 860, 270, 380, 30, 62
+WIDTH, LABELS, BARS, ROW, TOP = 860, 300, 380, 30, 62
+LINE, SMALL = 16, 130  # height of a small line, and its characters
 LONGEST = 12  # times our bar; what is longer is cut, and says its figure
 
 STYLE = """
@@ -46,7 +48,8 @@ def bars(title: str, measure: Measure, found: Mapping[str, Spread], below: str) 
     if OURS in found and found[OURS].median > 0:
         longest = min(longest, LONGEST * found[OURS].median)
     scale = BARS / (longest or 1.0)
-    height = TOP + ROW * len(order) + 34
+    small = wrap(below, SMALL)
+    height = TOP + ROW * len(order) + 22 + LINE * len(small)
     said = f"{measure.title} in {measure.unit}, {'more' if measure.best is max else 'less'} is better"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"',
@@ -57,8 +60,9 @@ def bars(title: str, measure: Measure, found: Mapping[str, Spread], below: str) 
     ]
     for place, name in enumerate(order):
         lines += _row(TOP + ROW * place, name, found[name], measure.factor, scale)
-    lines += [f'<text class="faint" x="12" y="{height - 12}">{escape(below)}</text>', "</svg>"]
-    return "\n".join(lines) + "\n"
+    for place, line in enumerate(reversed(small)):
+        lines.append(f'<text class="faint" x="12" y="{height - 12 - LINE * place}">{escape(line)}</text>')
+    return "\n".join([*lines, "</svg>"]) + "\n"
 
 
 def _row(top: int, name: str, of: Spread, factor: float, scale: float) -> list[str]:
@@ -71,7 +75,7 @@ def _row(top: int, name: str, of: Spread, factor: float, scale: float) -> list[s
         f"<title>{spread(of, factor)}</title></rect>",
     ]
     end = LABELS + length
-    if of.median * scale > BARS:
+    if of.median * scale > BARS + 1:
         lines.append(f'<path class="cut" d="M {end - 26} {top - 2} l 6 13 l -6 13"/>')
     else:
         low, high = LABELS + of.low * scale, min(LABELS + of.high * scale, LABELS + BARS + 20)

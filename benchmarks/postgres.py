@@ -49,7 +49,7 @@ def _benchmark(title: str, driver: str, peer: str, *claims: Claim) -> Benchmark:
         title=f"SELECT 1 over HTTP, {title}",
         run=partial(run, driver, peer),
         measures={
-            "throughput": Measure("requests a second", "1/s", best=max),
+            "throughput": Measure("throughput", "requests/s", best=max),
             "p50": Measure("half of the responses within", "ms", 1e3),
             "p99": Measure("99 % of the responses within", "ms", 1e3),
         },

@@ -1,6 +1,7 @@
 """Contestants take turns, round after round; what counts is the median of the ratios within a round."""
 
 import gc
+import math
 import random
 import statistics
 import time
@@ -71,9 +72,10 @@ class Claim:
 
     def loss(self, before: float, now: float) -> float:
         """By which share the figure has become worse; negative if it has become better."""
-        if self.at_most is not None:
-            before, now = now, before
-        return before / now - 1 if now else 0.0
+        worse, better = (now, before) if self.at_most is not None else (before, now)
+        if worse == better:
+            return 0.0
+        return worse / better - 1 if better else math.inf
 
 
 def faster_than(peer: str, at_least: float | None = None) -> Claim:

@@ -131,6 +131,17 @@ def test_a_figure_that_is_to_be_small_falls_behind_by_growing() -> None:
     assert report.losses({"race": benchmark}, {"race": now}, {"race": before}) == []
 
 
+def test_what_was_nothing_and_is_something_fell_behind_beyond_doubt() -> None:
+    claim = Claim("started", lambda of: of["time"][OURS], at_most=0.0, unit="tasks")
+    benchmark, before = two([0.0] * 4, [1.0] * 4, claim)
+    _, now = two([1.0] * 4, [1.0] * 4, claim)
+
+    (loss,) = report.losses({"race": benchmark}, {"race": before}, {"race": now})
+
+    assert loss.is_beyond_doubt
+    assert report.losses({"race": benchmark}, {"race": before}, {"race": before}) == []
+
+
 def test_a_plot_has_the_best_on_top_ours_highlighted_and_is_cut_where_a_bar_would_hide_the_others() -> None:
     found = {
         "slow": Spread(100.0, 90.0, 110.0, 3),
