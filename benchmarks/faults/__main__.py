@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import math
 from collections.abc import Callable
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="only see that the code runs")
     parser.add_argument("--only", choices=list(SCENARIOS), help="one scenario")
     options = parser.parse_args()
+    logging.disable()  # what all of them say of faults would drown the tables
     for name, scenario in SCENARIOS.items():
         if options.only in {None, name}:
             rows = asyncio.run(scenario(TINY if options.tiny else FULL))

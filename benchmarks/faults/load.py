@@ -14,7 +14,7 @@ GIVES_UP = 3.0  # for how long it waits for its answer altogether
 
 PERIOD = 0.02  # from one caller to the next, in seconds
 BURST = 25  # each so many callers, LIMIT come at once, so that a pool has used all it may have a moment ago
-ENOUGH = 40  # so many in a row who are served show that all is well
+ENOUGH = 15  # so many in a row who are served show that all is well
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Effort:
 
 
 FULL = Effort()
-TINY = Effort(before=0.3, down=0.6)
+TINY = Effort(before=0.2, down=0.3)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,8 @@
 import asyncio
 import math
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,9 +37,10 @@ from example_app.servers import PASSWORD, PostgresServer, postgres
 WORK = "SELECT pg_sleep(0.03)"
 OTHER = "other"  # somebody else who uses the server
 USER = "app"  # as whom the contestants connect
-HOOK_TIMEOUT = 1.0  # ours, in seconds
+HOOK_TIMEOUT = 0.75  # ours, in seconds
 MAX_CONNECTIONS = 3 * LIMIT
 LEFT = 3  # of them, if somebody else takes what there is
+DELAY = 0.1  # of each piece on a slow network, in seconds
 PAUSE = 0.05  # between two looks at the server, in seconds
 
 Fault = Callable[[Contestant, "Site", Effort], Awaitable[Outcome]]
@@ -117,14 +118,12 @@ def _as_dialect(address: Address, driver: str) -> str:
     return address().replace("postgresql:", f"postgresql+{driver}:")
 
 
-OURS = [
-    Contestant("this pool, AsyncpgManager", ours(AsyncpgManager, _execute)),
-    Contestant("this pool, PsycopgManager", ours(PsycopgManager, _execute)),
-    Contestant(
-        "this pool, SqlalchemyManager",
-        ours(lambda address: SqlalchemyManager(lambda: _as_dialect(address, "asyncpg")), _execute_text),
-    ),
-]
+MANAGERS: dict[str, tuple[Callable[[Address], ResourceManager[Any]], Callable[[Any], Awaitable[object]]]] = {
+    "AsyncpgManager": (AsyncpgManager, _execute),
+    "PsycopgManager": (PsycopgManager, _execute),
+    "SqlalchemyManager": (lambda address: SqlalchemyManager(lambda: _as_dialect(address, "asyncpg")), _execute_text),
+}
+OURS = [Contestant(f"this pool, {name}", ours(*manager)) for name, manager in MANAGERS.items()]
 PEERS = [
     Contestant("asyncpg.Pool", asyncpg_pool),
     Contestant("psycopg_pool", psycopg_pool()),
@@ -146,6 +145,12 @@ class Site:
     def address(self, port: int | None = None) -> str:
         """Say where to connect to, as of now."""
         return f"postgresql://{USER}:{self._password}@127.0.0.1:{port or self.server.port}/postgres"
+
+    async def prepare(self) -> None:
+        """Make the users."""
+        await self.ask(f"CREATE ROLE {OTHER} LOGIN PASSWORD '{PASSWORD}'")
+        await self.ask(f"CREATE ROLE {USER} LOGIN")
+        await self.change_password()
 
     async def ask(self, query: str, *args: Any) -> Any:
         """Ask the server for one value, as its superuser."""
@@ -211,15 +216,11 @@ class Site:
         return False
 
 
-@asynccontextmanager
-async def a_site() -> AsyncGenerator[Site]:
-    """Start a server for the contestants."""
+@contextmanager
+def a_site() -> Iterator[Site]:
+    """Start a server, which has yet to be prepared."""
     with postgres(max_connections=str(MAX_CONNECTIONS)) as server:
-        site = Site(server)
-        await site.ask(f"CREATE ROLE {OTHER} LOGIN PASSWORD '{PASSWORD}'")
-        await site.ask(f"CREATE ROLE {USER} LOGIN")
-        await site.change_password()
-        yield site
+        yield Site(server)
 
 
 # --- the faults ----------------------------------------------------------------------------------
@@ -287,41 +288,50 @@ async def rotated(contestant: Contestant, site: Site, effort: Effort) -> Outcome
     return replace(outcome, recovered_after=max(outcome.recovered_after, turned_after))
 
 
-def through_proxy(make: Callable[[Proxy], object]) -> Fault:
-    """A network that goes bad for a while, and that stalls as the pool is closed."""
+def network(make_bad: Callable[[Proxy], object], *, before_close: Callable[[Proxy], object] = Proxy.resume) -> Fault:
+    """The network goes bad for a while."""
 
-    async def bad_network(contestant: Contestant, site: Site, effort: Effort) -> Outcome:
+    async def fault_of_network(contestant: Contestant, site: Site, effort: Effort) -> Outcome:
         async with Proxy(site.server.port) as proxy:
 
             async def fault(load: Load) -> None:
-                make(proxy)
+                make_bad(proxy)
                 load.strike()
                 await asyncio.sleep(effort.down)
                 proxy.resume()
                 load.end()
 
-            def address() -> str:
-                return site.address(proxy.port)
+            return await outcome_of(
+                contestant,
+                lambda: site.address(proxy.port),
+                fault,
+                site.count,
+                effort,
+                before_close=lambda: before_close(proxy),
+            )
 
-            return await outcome_of(contestant, address, fault, site.count, effort, before_close=proxy.stall)
+    return fault_of_network
 
-    return bad_network
 
+stalled = network(Proxy.stall, before_close=Proxy.stall)
+reset = network(Proxy.reset)
+slowed = network(lambda proxy: proxy.slow(DELAY))
 
 FAULTS: dict[str, Fault] = {
-    "all connections terminated": terminated,
-    "server killed": killed,
-    "max_connections reached": crowded,
-    "network stalls": through_proxy(Proxy.stall),
-    "network resets": through_proxy(Proxy.reset),
-    "network slow": through_proxy(lambda proxy: proxy.slow(0.1)),
-    "password changed": rotated,
+    "pg_terminate_backend of all": terminated,
+    "SIGKILL, and started again": killed,
+    f"others leave {LEFT} of max_connections for a while": crowded,
+    "the network stalls, and again as the pool is closed": stalled,
+    "the network resets all": reset,
+    "the network is too slow to serve all": slowed,
+    "the password changes, and all connections are replaced": rotated,
 }
 
 
 def beside(fault: Fault) -> Scenario:
     async def run(effort: Effort) -> list[Row]:
-        async with a_site() as site:
+        with a_site() as site:
+            await site.prepare()
             return [Row(contestant.name, await fault(contestant, site, effort)) for contestant in OURS + PEERS]
 
     return run

@@ -3,8 +3,8 @@
 import asyncio
 import inspect
 import socket
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
@@ -16,6 +16,7 @@ try:
     from psycopg import AsyncConnection, AsyncCursor, Error, ProgrammingError, __version__
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import PipelineStatus, TransactionStatus
+    from psycopg.waiting import wait_async
 
     if tuple(map(int, __version__.split(".")[:2])) < (3, 2):
         raise ImportError(f"found {__version__}")
@@ -151,7 +152,9 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         """
         if resource.closed or resource.pgconn.transaction_status != TransactionStatus.IDLE:
             return False
-        await _execute_alone(resource, "")
+        assert isinstance(resource, _Connection)  # noqa: S101 - create makes no other
+        with resource.tended():
+            await _execute_alone(resource, "")
         return True
 
     async def change(self, resource: AsyncConnection[Any]) -> None:
@@ -166,14 +169,15 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         """
         if fault := _fault(resource):
             raise own(PoolError(fault))
-        await resource.rollback()  # no round trip if none is open
-        assert isinstance(resource, _Connection)  # noqa: S101 - create makes no other
-        await resource.restore()
-        if self._reset == "session":
-            # Not always does psycopg notice that the statements which it counts on are gone.
-            resource._prepared.clear()
-            await _execute_alone(resource, "DISCARD ALL")
-        resource.forget_notifications()
+        assert isinstance(resource, _Connection)  # noqa: S101 - as above
+        with resource.tended():
+            await resource.rollback()  # no round trip if none is open
+            await resource.restore()
+            if self._reset == "session":
+                # Not always does psycopg notice that the statements which it counts on are gone.
+                resource._prepared.clear()
+                await _execute_alone(resource, "DISCARD ALL")
+            resource.forget_notifications()
 
     async def clean(self, resource: AsyncConnection[Any]) -> None:
         """Close a connection; a query that still runs is cancelled, for which the server has a second.
@@ -182,26 +186,31 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
             resource: The connection.
         """
         assert isinstance(resource, _Connection)  # noqa: S101 - as above
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_WITHIN):
-                await resource.break_off()
-        await resource.close()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_WITHIN):
+                    await resource.break_off()
+        finally:
+            await resource.close()
 
 
 class _Connection(AsyncConnection[Any]):
     """Remembers how it began, and whether somebody was cancelled who waited for the server."""
 
     was_cut_off = False
+    _is_tended = False
     _waits = 0  # how many tasks wait for the server
     _let_go: asyncio.Event | None = None  # set when one does no longer
     _cancelling: asyncio.Future[None] | None = None
 
-    async def wait(self, *args: Any, **options: Any) -> Any:
+    async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         # psycopg has the server cancel the query, and the connection may look well after that. But that request
         # goes another way, and if nobody saw it arrive, it may hit the next lease's query.
         self._waits += 1
         try:
-            return await super().wait(*args, **options)
+            if self._is_tended:
+                return await wait_async(gen, self.pgconn.socket, *args, **options)
+            return await super().wait(gen, *args, **options)
         except asyncio.CancelledError:
             self.was_cut_off = True
             raise
@@ -234,6 +243,18 @@ class _Connection(AsyncConnection[Any]):
                 end.shutdown(socket.SHUT_RDWR)
             end.detach()
             await self._let_go.wait()
+
+    @contextmanager
+    def tended(self) -> Iterator[None]:
+        """Let who is cancelled go at once, as hooks are if they take too long: the connection is closed then.
+
+        psycopg would first have the server cancel the query, for which a network that stalls gives it ten seconds.
+        """
+        self._is_tended = True
+        try:
+            yield
+        finally:
+            self._is_tended = False
 
     def remember(self) -> None:
         """Keep the settings that it has now for `restore`."""

@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -155,9 +156,11 @@ class SqlalchemyManager(ResourceManager[AsyncConnection]):
         """
         if resource.closed or resource.invalidated:
             raise own(PoolError("the connection is closed, or its query was cut off"))
-        async with asyncio.timeout(ROLLBACK_WITHIN):  # somebody else may still use it
-            await resource.run_sync(_restore)
-        changed = self._driver.change(self._driven[resource])
+        driven = self._driven[resource]
+        with getattr(driven, "tended", nullcontext)():
+            async with asyncio.timeout(ROLLBACK_WITHIN):  # somebody else may still use it
+                await resource.run_sync(_restore)
+        changed = self._driver.change(driven)
         if inspect.isawaitable(changed):
             await changed
 
