@@ -97,6 +97,14 @@ class Allocation(Ledger[T]):
             self.settle(now)
         return None
 
+    def mistrust(self, slot: Slot[T], now: float) -> None:
+        """Check a slot that was leased out at once, but had better not be used before."""
+        if self.taken.pop(slot.key, None) is slot:
+            slot.leases -= 1  # nobody has had it
+            self._tell("on_release", 0.0)
+            self._look_over(slot, now)
+            self.settle(now)
+
     def withdraw(self, waiter: Waiter[T], now: float) -> None:
         """Let a caller go that was cancelled; what it may just have been granted goes to the next."""
         slot = waiter.slot
@@ -187,7 +195,8 @@ class Allocation(Ledger[T]):
             self._discard(slot, reason)
         else:
             # While `create` fails, use proves nothing: only a check does.
-            self._freshened(slot, now, -NEVER if self.outage.failures and self.has_check else self._fresh_after_use)
+            is_stale = slot.doubted or (self.outage.failures and self.has_check)
+            self._freshened(slot, now, -NEVER if is_stale else self._fresh_after_use)
             if (
                 self.queue and now <= slot.fresh_until and self.status is Status.OPEN
             ):  # straight to the next in line, and nothing else changes

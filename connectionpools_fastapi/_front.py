@@ -41,6 +41,7 @@ class Front(Generic[T]):
         self._commit = self._keeper.commit
         self._lose = self._keeper.lose
         self._keeps_stacks = policy.debug
+        self._has_doubts = hooks.has_doubts
 
     @property
     def name(self) -> str:
@@ -107,6 +108,8 @@ class Front(Generic[T]):
         """
         self._check_here()
         slot = self._commit(self._state.try_acquire, self._clock())
+        while slot is not None and self._mistrusts(slot):
+            slot = self._commit(self._state.try_acquire, self._clock())
         if slot is None:
             return None
         self._note_acquired(slot, current_task() or current_thread())
@@ -268,7 +271,29 @@ class Front(Generic[T]):
     def _take(self) -> Slot[T] | None:
         if self._hooks.are_async:
             self._check_here()
-        return self._state.take(self._clock())
+        slot = self._state.take(self._clock())
+        while slot is not None and self._has_doubts and self._mistrusts(slot):
+            slot = self._state.take(self._clock())
+        return slot
+
+    def _queue_up(self, waiter: Waiter[T], timeout: float | None) -> Slot[T] | None:
+        """Lease at once what can be, or let the waiter into the queue."""
+        slot = self._commit(self._state.acquire, waiter, timeout, self._clock())
+        while slot is not None and self._mistrusts(slot):
+            slot = self._commit(self._state.acquire, waiter, timeout, self._clock())
+        return slot
+
+    def _mistrusts(self, slot: Slot[T]) -> bool:
+        """Whether a slot that nobody has used yet is to be checked first; then it is on its way."""
+        if not self._has_doubts:
+            return False
+        mistrusted = True  # also if not even an answer comes
+        try:
+            mistrusted = self._hooks.doubt(slot.resource)
+        finally:
+            if mistrusted:
+                self._commit(self._state.mistrust, slot, self._clock())
+        return mistrusted
 
     def _note_acquired(self, slot: Slot[T], owner: object) -> None:
         """Take note of who leases by hand: it need not be who gives back."""
@@ -278,6 +303,8 @@ class Front(Generic[T]):
 
     def _give_back(self, slot: Slot[T], make_waiter: Callable[[], W | None]) -> W | None:
         """Give a slot back; returns what will be woken when `change` is over, if there is one."""
+        if self._has_doubts and not self._state.has_change:  # else it is asked about after that
+            slot.doubted = self._hooks.doubt(slot.resource)
         now = self._clock()
         self._state.end(slot, now)
         if self._state.put_back(slot, now):

@@ -19,6 +19,7 @@ from .manager import ResourceManager, T
 Create = Callable[[], T | Awaitable[T]]
 Check = Callable[[T], bool | None | Awaitable[bool | None]]
 Act = Callable[[T], object]
+Doubt = Callable[[T], object]
 
 # Threads that hooks may occupy at once, beyond FastAPI's own 40 for sync endpoints.
 MOST_THREADS = 40
@@ -26,6 +27,7 @@ MOST_THREADS = 40
 EXAMPLES = {
     "create": "create=lambda: connect(...)",
     "check": "check=lambda conn: conn.is_usable()",
+    "doubtful": "doubtful=lambda conn: conn.closed",
     "change": "change=lambda conn: conn.reset()",
     "clean": "clean=lambda conn: conn.close()",
 }
@@ -40,6 +42,7 @@ class Hooks(Generic[T]):
         *,
         create: Create[T],
         check: Check[T] | None,
+        doubtful: Doubt[T] | None,
         change: Act[T] | None,
         clean: Act[T] | None,
         blocking: bool,
@@ -48,6 +51,7 @@ class Hooks(Generic[T]):
         self._hooks: dict[str, Callable[..., Any] | None] = {
             "create": create,
             "check": check,
+            "doubtful": doubtful,
             "change": change,
             "clean": clean,
         }
@@ -55,6 +59,7 @@ class Hooks(Generic[T]):
             if hook is not None:
                 self._validate(name, hook)
         self._async = {name for name, hook in self._hooks.items() if hook is not None and _is_async(hook)}
+        self._check_doubts()
         self._blocking = blocking
         self._limiter: anyio.CapacityLimiter | None = None
         self._loop: Loop | None = None
@@ -70,6 +75,19 @@ class Hooks(Generic[T]):
     def has_change(self) -> bool:
         """Whether a resource that comes back has to be changed."""
         return self._hooks["change"] is not None
+
+    def _check_doubts(self) -> None:
+        if not self.has_doubts:
+            return
+        if "doubtful" in self._async:
+            msg = (
+                f"pool {self._policy.name!r}: doubtful must not be async: it is called at each lease, and says "
+                "only what is known already; what takes a round trip belongs to check"
+            )
+            raise PoolConfigError(msg)
+        if not self.has_check:
+            msg = f"pool {self._policy.name!r}: doubtful needs a check, as {EXAMPLES['check']}"
+            raise PoolConfigError(msg)
 
     def _validate(self, name: str, hook: object) -> None:
         if not callable(hook):
@@ -95,6 +113,11 @@ class Hooks(Generic[T]):
                 f"but its parameters are ({', '.join(signature.parameters)}); write {EXAMPLES[name]}"
             )
             raise PoolConfigError(msg) from None
+
+    @property
+    def has_doubts(self) -> bool:
+        """Whether a resource has to be asked about at each lease."""
+        return self._hooks["doubtful"] is not None
 
     def must_be_awaited(self) -> PoolConfigError:
         """Say that async hooks need an event loop to be opened in."""
@@ -135,6 +158,13 @@ class Hooks(Generic[T]):
             return True
         verdict = await self._call("check", partial(self._hook("check"), resource))
         return verdict is None or bool(verdict)
+
+    def doubt(self, resource: T) -> bool:
+        """Say whether a resource has to be checked before its next use; a failure to say so says it."""
+        try:
+            return bool(self._hook("doubtful")(resource))
+        except Exception:  # noqa: BLE001 - the check that follows has the last word
+            return True
 
     async def change(self, resource: T) -> None:
         """Make a resource ready for its next user; raises what the hook raises."""

@@ -204,6 +204,7 @@ class Keeper(Generic[T]):
 
     async def _change(self, slot: Slot[T]) -> Outcome:
         await self._hooks.change(slot.resource)
+        slot.doubted = self._hooks.has_doubts and self._hooks.doubt(slot.resource)
         return partial(self._state.changed, slot, failed=False)
 
     async def _clean(self, slot: Slot[T]) -> Outcome:

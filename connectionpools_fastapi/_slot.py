@@ -15,6 +15,7 @@ class Slot(Generic[T]):
     __slots__ = (
         "checked_at",
         "done",
+        "doubted",
         "fresh_until",
         "generation",
         "holder",
@@ -36,6 +37,7 @@ class Slot(Generic[T]):
         self.key = id(resource)
         self.generation = generation
         self.fresh_until = now  # up to then it may be used without a check
+        self.doubted = False  # when it came back the last time, by its manager
         self.since = now  # when its lease began, or ended
         self.checked_at = now
         self.leases = 0  # how often it was leased out, which tells one lease of it from the next

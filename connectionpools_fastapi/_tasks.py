@@ -136,7 +136,7 @@ class TaskFront(Front[T]):
         """
         self._check_timeout(timeout)
         task = current_task()
-        slot = self._take() or await self._queue_up(timeout, task)
+        slot = self._take() or await self._stand_in_line(timeout, task)
         self._note_acquired(slot, task)
         return slot.resource
 
@@ -184,10 +184,10 @@ class TaskFront(Front[T]):
         finally:
             self._commit(self._state.forget, watcher)
 
-    async def _queue_up(self, timeout: float | None | Default, task: object) -> Slot[T]:
+    async def _stand_in_line(self, timeout: float | None | Default, task: object) -> Slot[T]:
         waiter: TaskWaiter[T] = task_waiter()
         waiter.owner, waiter.request = task, REQUEST.get()
-        slot = self._commit(self._state.acquire, waiter, self._seconds(timeout), self._clock())
+        slot = self._queue_up(waiter, self._seconds(timeout))
         if slot is not None:
             return slot
         try:

@@ -101,13 +101,13 @@ class ThreadFront(TaskFront[T]):
 
     def _obtain_sync(self, timeout: float | None | Default) -> Slot[T]:
         self._refuse_loop("`with pool.lease()` and acquire_sync", "`async with pool.lease()`")
-        return self._take() or self._queue_up_sync(timeout)
+        return self._take() or self._stand_in_line_sync(timeout)
 
-    def _queue_up_sync(self, timeout: float | None | Default) -> Slot[T]:
+    def _stand_in_line_sync(self, timeout: float | None | Default) -> Slot[T]:
         waiter: ThreadWaiter[T] = ThreadWaiter()
         waiter.request = REQUEST.get()
         seconds = self._seconds(timeout)
-        slot = self._commit(self._state.acquire, waiter, seconds, self._clock())
+        slot = self._queue_up(waiter, seconds)
         if slot is not None:
             return slot
         try:

@@ -105,7 +105,7 @@ class Lease(Generic[T]):
         task = current_task()
         slot = self._pool._take()
         if slot is None:
-            slot = await self._pool._queue_up(self._timeout, task)
+            slot = await self._pool._stand_in_line(self._timeout, task)
         return self._hold(slot, task)
 
     async def __aexit__(

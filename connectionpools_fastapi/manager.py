@@ -1,4 +1,4 @@
-"""ResourceManager: the four hooks that tell a pool how to treat its resources."""
+"""ResourceManager: the hooks that tell a pool how to treat its resources."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable
@@ -34,6 +34,23 @@ class ResourceManager(ABC, Generic[T]):
             Anything falsy but None: it is cleaned and the next one tried. To raise says
             the same.
         """
+
+    def doubtful(self, resource: T) -> bool:  # noqa: ARG002 - for subclasses
+        """Say whether a resource is to be checked now, although it was used a moment ago.
+
+        Asked before each lease, for what the driver knows without asking its back-end: that the
+        connection was closed, or that something unexpected has arrived. Unlike the other hooks
+        it is always a plain `def`, is called in whichever thread or loop leases or gives back,
+        and must not block. It needs `check`.
+
+        Args:
+            resource: One that nobody else uses at this moment.
+
+        Returns:
+            True to have it checked before its next use, whatever `check_after` says; callers
+            get others meanwhile. To raise says the same.
+        """
+        return False
 
     def change(self, resource: T) -> None | Awaitable[None]:
         """Make a resource that comes back ready for its next user; to raise discards it.

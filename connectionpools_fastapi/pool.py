@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Unpack, overload
 
-from ._hooks import Act, Check, Create, Hooks, hooks_of
+from ._hooks import Act, Check, Create, Doubt, Hooks, hooks_of
 from ._policy import Options, Policy, Reuse
 from ._threads import ThreadFront
 from .errors import PoolConfigError
@@ -37,6 +37,7 @@ class ConnectionPool(ThreadFront[T]):
         *,
         create: Callable[[], Awaitable[T]],
         check: Check[T] | None = None,
+        doubtful: Doubt[T] | None = None,
         change: Act[T] | None = None,
         clean: Act[T] | None = None,
         **options: Unpack[Options],
@@ -47,6 +48,7 @@ class ConnectionPool(ThreadFront[T]):
         *,
         create: Callable[[], T],
         check: Check[T] | None = None,
+        doubtful: Doubt[T] | None = None,
         change: Act[T] | None = None,
         clean: Act[T] | None = None,
         **options: Unpack[Options],
@@ -58,6 +60,7 @@ class ConnectionPool(ThreadFront[T]):
         *,
         create: Create[T] | None = None,
         check: Check[T] | None = None,
+        doubtful: Doubt[T] | None = None,
         change: Act[T] | None = None,
         clean: Act[T] | None = None,
         name: str = "default",
@@ -82,11 +85,14 @@ class ConnectionPool(ThreadFront[T]):
         """Describe a pool; it is opened later.
 
         Args:
-            manager: The hooks as one object, instead of the four callables.
+            manager: The hooks as one object, instead of the callables.
             create: Makes a resource. As each hook it may be `def` or `async def`; what a
                 `def` returns is awaited if it is awaitable.
             check: Says whether a free resource is good for another use; falsy (but not
                 None) and to raise both mean no.
+            doubtful: Says before each lease, without asking the back-end, whether a resource has
+                to be checked although it was used within `check_after`; always `def`, called by
+                whoever leases or gives back, so it must not block. Needs `check`.
             change: Makes a resource that comes back ready for its next user.
             clean: Destroys a resource.
             name: What errors, logs, health and metrics call the pool; unique in an application.
@@ -126,7 +132,7 @@ class ConnectionPool(ThreadFront[T]):
             PoolConfigError: If a value or a hook cannot work; the message says what to write.
         """
         if isinstance(manager, ResourceManager):
-            if any(hook is not None for hook in (create, check, change, clean)):
+            if any(hook is not None for hook in (create, check, doubtful, change, clean)):
                 msg = f"pool {name!r}: pass a manager or the hooks one by one, not both"
                 raise PoolConfigError(msg)
             hooks = hooks_of(manager)
@@ -138,7 +144,7 @@ class ConnectionPool(ThreadFront[T]):
             msg = f"pool {name!r}: create is required, as create=lambda: connect(...)"
             raise PoolConfigError(msg)
         else:
-            hooks = {"create": create, "check": check, "change": change, "clean": clean}
+            hooks = {"create": create, "check": check, "doubtful": doubtful, "change": change, "clean": clean}
         if not callable(clock):
             msg = f"pool {name!r}: clock must be callable, as clock=time.monotonic; got {clock!r}"
             raise PoolConfigError(msg)

@@ -146,6 +146,15 @@ class PoolMachine(RuleBasedStateMachine):
             assert not self.line, "a newcomer overtook who waits"
             self.lease_begins(slot)
 
+    @precondition(lambda self: self.state.has_check)
+    @rule()
+    def mistrust(self) -> None:
+        slot = self.state.take(self.now)
+        if slot is not None:
+            self.state.mistrust(slot, self.now)
+            assert slot in self.state.checking or slot in self.state.cleaning
+            self.carry_out()
+
     @precondition(lambda self: self.leased)
     @rule(number=index())
     def give_back(self, number: int) -> None:

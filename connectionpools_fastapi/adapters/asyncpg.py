@@ -9,6 +9,8 @@ from typing import Any, Literal
 from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
+from ._socket import has_news
+
 try:
     import asyncpg  # type: ignore[import-untyped] # has no types
     from asyncpg.protocol.protocol import PreparedStatementState  # type: ignore[import-untyped] # as above
@@ -142,6 +144,17 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
             return False
         await resource.execute("SELECT")
         return True
+
+    def doubtful(self, resource: asyncpg.Connection) -> bool:
+        """Say whether a connection was closed, as far as it is known here: no round trip.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Whether it has to be checked before it is used.
+        """
+        return resource.is_closed() or has_news(resource._transport.get_extra_info("socket").fileno())
 
     async def change(self, resource: asyncpg.Connection) -> None:
         """Reset a connection; the class says what that means.

@@ -11,6 +11,7 @@ from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
 from ._postgres import advice
+from ._socket import has_news
 
 try:
     from psycopg import AsyncConnection, AsyncCursor, Error, ProgrammingError, __version__
@@ -156,6 +157,17 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         with resource.tended():
             await _execute_alone(resource, "")
         return True
+
+    def doubtful(self, resource: AsyncConnection[Any]) -> bool:
+        """Say whether a connection was closed, as far as it is known here: no round trip.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Whether it has to be checked before it is used.
+        """
+        return resource.closed or has_news(resource.fileno())
 
     async def change(self, resource: AsyncConnection[Any]) -> None:
         """Reset a connection; the class says what that means.

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager
+from ._socket import has_news
 
 try:
     import redis
@@ -120,6 +121,12 @@ class _Noted(AbstractConnection):
     def is_quiet(self) -> bool:
         """Whether it is open, as far as is known here, and nothing has come that nobody has read."""
         return not self.is_lost and not cast("Any", self._reader)._buffer
+
+    @property
+    def fileno(self) -> int:
+        """The number of its socket."""
+        number: int = cast("Any", self._writer).get_extra_info("socket").fileno()
+        return number
 
     def pack_command(self, *args: Any) -> list[bytes]:
         packed: list[bytes] = super().pack_command(*args)
@@ -346,6 +353,18 @@ class RedisManager(ResourceManager[Redis]):
             return False
         await _ping(resource)
         return True
+
+    def doubtful(self, resource: Redis) -> bool:
+        """Say whether a connection was closed, as far as it is known here: no round trip.
+
+        Args:
+            resource: The client.
+
+        Returns:
+            Whether it has to be checked before it is used.
+        """
+        connection = _only(resource).connection
+        return not connection.is_quiet or has_news(connection.fileno)
 
     async def change(self, resource: Redis) -> None:
         """Bring the session back to what connecting made it; no round trip where it still is.

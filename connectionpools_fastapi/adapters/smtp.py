@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager
+from ._socket import has_news
 
 try:
     from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPException, SMTPHeloError, SMTPResponse
@@ -154,6 +155,17 @@ class SmtpManager(ResourceManager[SMTP]):
         if not resource.is_connected:
             return False
         return (await resource.noop()).code == OK
+
+    def doubtful(self, resource: SMTP) -> bool:
+        """Say whether a connection was closed, as far as it is known here: no round trip.
+
+        Args:
+            resource: The client.
+
+        Returns:
+            Whether it has to be checked before it is used.
+        """
+        return not resource.is_connected or has_news(resource.get_transport_info("socket").fileno())
 
     async def change(self, resource: SMTP) -> None:
         """Take back a mail that was begun, by RSET; no round trip where there is none.

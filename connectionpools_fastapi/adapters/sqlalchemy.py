@@ -144,6 +144,17 @@ class SqlalchemyManager(ResourceManager[AsyncConnection]):
         verdict = self._driver.check(self._driven[resource])
         return await verdict if inspect.isawaitable(verdict) else verdict
 
+    def doubtful(self, resource: AsyncConnection) -> bool:
+        """Say whether a connection was closed, as far as it is known here: no round trip.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Whether it has to be checked before it is used.
+        """
+        return resource.closed or resource.invalidated or self._driver.doubtful(self._driven[resource])
+
     async def change(self, resource: AsyncConnection) -> None:
         """Reset a connection; the class says what that means.
 
