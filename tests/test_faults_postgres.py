@@ -21,9 +21,11 @@ from benchmarks.faults.postgres import (
     a_site,
     crowded,
     killed,
+    reset,
     rotated,
     slowed,
     stalled,
+    terminated,
 )
 from benchmarks.faults.proxy import Proxy
 from connectionpools_fastapi import ConnectionPool, HookTimeout, ResourceUnavailable
@@ -58,6 +60,16 @@ def assert_all_is_well(outcome: Outcome) -> None:
 
 
 @each_manager
+async def test_connections_that_are_terminated_cost_one_error_each_at_most_and_later_leases_none(
+    contestant: Contestant, site: Site
+) -> None:
+    outcome = await terminated(contestant, site, TINY)
+    assert_all_is_well(outcome)
+    assert outcome.errors_in_use <= LIMIT, outcome
+    assert (outcome.errors_later, outcome.refused) == (0, 0), outcome
+
+
+@each_manager
 async def test_when_the_server_is_killed_callers_are_refused_within_their_timeout_and_served_soon_after_its_return(
     contestant: Contestant, site: Site
 ) -> None:
@@ -86,6 +98,16 @@ async def test_a_network_that_stalls_makes_callers_wait_within_their_timeout_and
     outcome = await stalled(contestant, site, Effort(before=TINY.before, down=HOOK_TIMEOUT + 0.3))
     assert_all_is_well(outcome)
     assert outcome.closed_within < HOOK_TIMEOUT + SLOW_MACHINE, outcome
+
+
+@each_manager
+async def test_a_network_that_resets_costs_one_error_for_each_connection_at_most(
+    contestant: Contestant, site: Site
+) -> None:
+    outcome = await reset(contestant, site, Effort(before=TINY.before, down=0))
+    assert_all_is_well(outcome)
+    assert outcome.errors_in_use <= LIMIT, outcome
+    assert (outcome.errors_later, outcome.refused) == (0, 0), outcome
 
 
 @each_manager

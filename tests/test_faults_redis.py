@@ -39,6 +39,14 @@ async def outcome_of(fault: str, effort: Effort = TINY) -> Outcome:
 # --- under load ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("fault", ["server killed", "all connections killed", "network resets"])
+async def test_what_is_lost_costs_one_error_a_lease_in_use_and_none_of_those_acquired_later(fault: str) -> None:
+    outcome = await outcome_of(fault)
+    assert outcome.errors_in_use <= LIMIT, outcome
+    assert outcome.errors_later == 0, outcome
+    assert (outcome.refused > 0) == (fault == "server killed"), outcome
+
+
 async def test_a_master_that_becomes_a_replica_costs_one_error_a_connection_and_is_left() -> None:
     outcome = await outcome_of("failed over, and back")
     assert 1 <= outcome.errors_in_use + outcome.errors_later <= 2 * LIMIT, outcome  # there and back
