@@ -19,8 +19,10 @@ from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, Respon
 from redis.exceptions import ConnectionError as LostError
 
 from connectionpools_fastapi import ConnectionPool, PoolConfigError, PoolError, ResourceManager, ResourceUnavailable
+from connectionpools_fastapi.adapters import _redis_connection
 from connectionpools_fastapi.adapters import redis as adapter
-from connectionpools_fastapi.adapters.redis import HARMLESS, RedisManager
+from connectionpools_fastapi.adapters._redis_session import HARMLESS
+from connectionpools_fastapi.adapters.redis import RedisManager
 from example_app.servers import RedisServer, redis
 
 pytestmark = pytest.mark.anyio
@@ -597,7 +599,7 @@ async def test_who_would_wait_for_itself_is_told_at_once(redis_url: str) -> None
 async def test_who_waits_for_another_task_in_vain_is_told_in_the_end(
     redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter, "TURN_TIMEOUT", 0.01)
+    monkeypatch.setattr(_redis_connection, "TURN_TIMEOUT", 0.01)
     async with cache_of(RedisManager(redis_url)) as pool, pool.lease() as client:
         pipe = client.pipeline()
         await asyncio.create_task(pipe.watch("test:key"))

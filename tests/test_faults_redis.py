@@ -6,6 +6,10 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ReadOnlyError
 
 from benchmarks.faults.load import GIVES_UP, LIMIT, PATIENCE, TINY, Effort, Outcome
 from benchmarks.faults.proxy import Proxy
@@ -168,3 +172,58 @@ async def test_to_close_does_not_wait_for_what_stalls(proxy: Proxy) -> None:
     await until(lambda: pool.stats().creates == pool.stats().cleans == 2)
     proxy.resume()
     await until(lambda: proxy.connections == 0)
+
+
+# --- a former master -----------------------------------------------------------------------------
+
+
+async def test_after_one_error_no_connection_to_a_former_master_is_used_again() -> None:
+    with redis() as old, redis() as new:
+        async with (
+            Proxy(old.port) as proxy,
+            Redis.from_url(old.url) as admin,
+            pool_of(proxy, limit=3, check_after=60, hook_timeout=5) as pool,
+        ):
+            for client in [await pool.acquire() for _ in range(3)]:
+                await pool.release(client)
+            proxy.lead_to(new.port)
+            await admin.replicaof("127.0.0.1", "1")  # where nobody is
+            async with pool.lease() as client:
+                with pytest.raises(ReadOnlyError):
+                    await client.set("key", "value")
+            for client in [await pool.acquire() for _ in range(3)]:
+                assert await client.set("key", "value")
+                await pool.release(client)
+            assert pool.stats().creates == 6
+
+
+# --- retries -------------------------------------------------------------------------------------
+
+
+async def pop(client: Any) -> object:
+    return await client.blpop(["queue"], 0)
+
+
+async def is_blocked(admin: Any) -> None:
+    async with asyncio.timeout(10):
+        while not (await admin.info("clients"))["blocked_clients"]:
+            pass
+
+
+async def test_a_connection_that_a_retry_has_made_anew_is_used_again() -> None:
+    with redis() as server:
+        async with (
+            ConnectionPool(RedisManager(server.url, retry=Retry(NoBackoff(), 3)), limit=1) as pool,
+            Redis.from_url(server.url) as admin,
+        ):
+            async with pool.lease() as client:
+                number = await client.client_id()
+                waiting = asyncio.create_task(pop(client))
+                await is_blocked(admin)
+                await admin.client_kill_filter(_id=str(number))
+                await is_blocked(admin)
+                await admin.rpush("queue", "value")
+                assert await waiting
+                assert await client.client_id() != number
+            assert pool.free == 1
+            assert pool.stats().creates == 1
