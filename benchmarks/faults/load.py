@@ -27,7 +27,7 @@ class Effort:
         bound: How long anything is waited for at most, such as a recovery or a close.
     """
 
-    before: float = 1.0
+    before: float = 1.2
     down: float = 3.0
     bound: float = 20.0
 

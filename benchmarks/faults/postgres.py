@@ -318,13 +318,13 @@ reset = network(Proxy.reset)
 slowed = network(lambda proxy: proxy.slow(DELAY))
 
 FAULTS: dict[str, Fault] = {
-    "pg_terminate_backend of all": terminated,
-    "SIGKILL, and started again": killed,
-    f"others leave {LEFT} of max_connections for a while": crowded,
-    "the network stalls, and again as the pool is closed": stalled,
-    "the network resets all": reset,
-    "the network is too slow to serve all": slowed,
-    "the password changes, and all connections are replaced": rotated,
+    "all connections terminated": terminated,
+    "server killed": killed,
+    "max_connections reached": crowded,
+    "network stalls": stalled,
+    "network resets": reset,
+    "network slow": slowed,
+    "password changed": rotated,
 }
 
 
