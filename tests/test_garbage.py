@@ -114,7 +114,8 @@ def test_a_pool_that_is_closed_at_the_end_of_the_interpreter_cleans_everything()
     script = """
 import atexit
 from connectionpools_fastapi import ConnectionPool
-pool = ConnectionPool(create=object, clean=lambda _: print("cleaned", flush=True), limit=3, min_free=3, max_creating=1)
+clean = lambda _: print("cleaned\\n", end="", flush=True)  # in one piece: several threads clean
+pool = ConnectionPool(create=object, clean=clean, limit=3, min_free=3, max_creating=1)
 pool.open_sync()
 atexit.register(pool.close_sync)
 """

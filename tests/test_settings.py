@@ -35,6 +35,6 @@ def test_nonsense_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_every_number_of_a_pool_can_be_set() -> None:
     parameters = set(inspect.signature(ConnectionPool).parameters)
-    hooks = {"manager", "create", "check", "change", "clean"}
+    hooks = {"manager", "create", "check", "doubtful", "change", "clean"}
     of_the_code = {"name", "blocking", "clock"}
     assert set(PoolSettings.model_fields) == parameters - hooks - of_the_code
