@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial, partialmethod
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,8 +19,9 @@ import grpc  # type: ignore[import-untyped] # has no types
 import httpx
 import playwright.async_api as playwright
 import pytest
-from sqlalchemy import text
+from sqlalchemy import NullPool, create_engine, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 import connectionpools_fastapi
 from benchmarks.faults.proxy import LOOPBACK, Proxy
@@ -330,7 +331,8 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Later:
     later = Later()
 
     class Pool(ConnectionPool[Any]):
-        __init__ = partialmethod(ConnectionPool.__init__, clock=later)
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, clock=later, **options)
 
     monkeypatch.setattr(connectionpools_fastapi, "ConnectionPool", Pool)
     return later
@@ -344,6 +346,7 @@ async def test_http_a_wrong_password_is_refused_without_showing_it(
         with pytest.raises(ResourceUnavailable) as refused:
             await peer.pool.acquire()
         assert "HTTPStatusError" in str(refused.value)
+        await until(lambda: peer.proxy.connections == 0)
         for said in (str(refused.value), *caplog.messages):
             assert "something-else" not in said
 
@@ -582,20 +585,67 @@ def test_driver_a_lease_finds_nothing_of_the_one_before(database: Any) -> None:
             conn.execution_options(isolation_level="SERIALIZABLE")
         with pool.lease() as conn:
             assert conn.exec_driver_sql("SHOW transaction_isolation").scalar() == "read committed"
+            conn.exec_driver_sql("CREATE TEMP TABLE mine ()")
+            conn.rollback()  # there is a transaction
+            assert tuple(conn.exec_driver_sql(FOUND).one()) == before
         assert pool.stats().creates == 1
     assert_closed(pool)
+
+
+def test_driver_statements_that_are_run_often_outlive_the_reset(database: Any) -> None:
+    with database.db as pool:
+        for _ in range(3):
+            with pool.lease() as conn:
+                for number in range(10):
+                    assert conn.execute(text("SELECT :number + 1"), {"number": number}).scalar() == number + 1
+        assert pool.stats().creates == 1
+
+
+def test_driver_shutdown_closes_every_connection_at_the_server(database: Any) -> None:
+    with database.db as pool:
+        leased = [pool.acquire_sync() for _ in range(3)]
+        pids = [conn.exec_driver_sql("SELECT pg_backend_pid()").scalar() for conn in leased]
+        for conn in leased:
+            pool.release_sync(conn)
+        assert alive(database, pids) == 3
+    assert_closed(pool)
+    gone_by = time.monotonic() + SOON
+    while alive(database, pids) and time.monotonic() < gone_by:
+        time.sleep(0.01)
+    assert alive(database, pids) == 0
+
+
+def alive(database: Any, pids: list[int]) -> int:
+    with create_engine(database.engine.url, poolclass=NullPool).connect() as conn:
+        words = text("SELECT count(*) FROM pg_stat_activity WHERE pid = ANY(:pids)")
+        return int(conn.execute(words, {"pids": pids}).scalar_one())
 
 
 async def test_driver_a_yield_dependency_commits_before_the_response_and_rolls_back_what_fails(database: Any) -> None:
     with database.engine.begin() as conn:
         conn.exec_driver_sql("DROP TABLE IF EXISTS note")
         conn.exec_driver_sql("CREATE TABLE note (words text CHECK (words <> 'bad'))")
-    async with client_of(database) as client:
-        assert (await client.post("/notes", params={"words": "good"})).status_code == 200
-        with pytest.raises(Exception, match="CheckViolation"):
+    seen: list[tuple[int, list[str]]] = []
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        async def see(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                with database.engine.connect() as conn:
+                    notes = conn.exec_driver_sql("SELECT words FROM note").scalars().all()
+                seen.append((message["status"], list(notes)))
+            await send(message)
+
+        await database.app(scope, receive, see)
+
+    async with (
+        database.app.router.lifespan_context(database.app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(watched), base_url="http://test") as client,
+    ):
+        await client.post("/notes", params={"words": "good"})
+        with pytest.raises(IntegrityError):
             await client.post("/notes", params={"words": "bad"})
-        async with database.db.lease() as conn:
-            assert conn.exec_driver_sql("SELECT * FROM note").scalars().all() == ["good"]
+    assert seen == [(200, ["good"]), (500, ["good"])]
+    assert_closed(database.db)
     with database.engine.begin() as conn:
         conn.exec_driver_sql("DROP TABLE note")
 
@@ -611,7 +661,7 @@ def test_driver_a_connection_that_the_server_has_ended_is_replaced(later: Later,
             second = conn.exec_driver_sql("SELECT pg_backend_pid()").scalar()
             assert second != first
             end(database, second)
-            with pytest.raises(Exception, match="terminat"):
+            with pytest.raises(OperationalError, match="terminat"):
                 conn.exec_driver_sql("SELECT 1")
         with pool.lease() as conn:
             assert conn.exec_driver_sql("SELECT 1").scalar() == 1
