@@ -88,6 +88,7 @@ class Outcome:
         errors_in_use: Errors of leases that began before the fault was complete.
         errors_later: Errors of leases that began after that.
         refused: Callers that got no lease.
+        timeouts: How many of them had waited for PATIENCE.
         longest_wait: For a lease or a refusal, in seconds.
         recovered_after: How long after the end of the fault the first was served and the last failed, in seconds;
             infinite if that took longer than `Effort.bound`.
@@ -100,6 +101,7 @@ class Outcome:
     errors_in_use: int
     errors_later: int
     refused: int
+    timeouts: int
     longest_wait: float
     recovered_after: float
     slots: int
@@ -216,6 +218,7 @@ class Load:
             errors_in_use=sum(call.leased <= self.struck for call in failed),
             errors_later=sum(call.leased > self.struck for call in failed),
             refused=sum(call.was_refused for call in self.calls),
+            timeouts=sum(call.was_refused and call.waited >= PATIENCE for call in self.calls),
             longest_wait=max(call.waited for call in self.calls),
             recovered_after=max(first_served, last_bad) - self.returned if self.recovers else math.inf,
             slots=slots,
