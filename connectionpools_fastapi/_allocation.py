@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from . import _report as report
 from ._generations import LOST
-from ._ledger import NEVER, Action, Ledger, Status
+from ._ledger import OPEN, SUSPENDED, WAKE, Action, Ledger
 from ._owner import owner_of
 from ._policy import Policy
-from ._slot import Creation, Slot
+from ._slot import NEVER, Creation, Slot
 from ._waiters import Waiter
 from .errors import PoolError
 from .manager import T
@@ -42,10 +42,10 @@ class Allocation(Ledger[T]):
         """
         if self.gate and self.free:  # put back by `take`, when nobody else looked any more
             self.settle(now)
-        if not self.is_open:
+        if self.status is not OPEN and not self.is_open:
             self._note_refusal("closed")
             raise report.not_open(self)
-        if self.queue or self.status is Status.SUSPENDED:
+        if self.queue.size or self.status is SUSPENDED:
             return None
         slot = self._pop_fresh(now)
         if slot is not None:
@@ -70,7 +70,7 @@ class Allocation(Ledger[T]):
         slot = self.try_acquire(now)
         if slot is not None:
             return slot
-        if self._is_down():
+        if self.outage.failures and self._is_down():
             self._note_refusal("unavailable")
             raise report.unavailable(self, now)
         if timeout is not None and timeout <= 0:
@@ -82,10 +82,7 @@ class Allocation(Ledger[T]):
         if len(self.taken) >= len(self.slots) >= self.limit and self._closes_circle(waiter):
             self._note_refusal("deadlock")
             raise report.closes_circle(self)
-        # Those for whom there is room wait for nobody; max_waiting bounds the others.
-        busy = len(self.slots) - len(self.free) - len(self.checking)
-        queued = len(self.queue) - max(0, self.limit - busy)
-        if self.policy.max_waiting is not None and queued >= self.policy.max_waiting:
+        if self.policy.max_waiting is not None and self._is_full(self.policy.max_waiting):
             self._note_refusal("full")
             raise report.full(self)
         waiter.asked_at = now
@@ -130,6 +127,11 @@ class Allocation(Ledger[T]):
             self._fail(waiter, report.timed_out(self, waited))
             self.settle(now)
 
+    def _is_full(self, max_waiting: int) -> bool:
+        # Those for whom there is room wait for nobody.
+        busy = len(self.slots) - len(self.free) - len(self.checking)
+        return len(self.queue) - max(0, self.limit - busy) >= max_waiting
+
     def _waits_for_itself(self, request: object) -> bool:
         """Whether a request holds a resource already, as others may do at the same time."""
         return any(owner_of(slot) is request for slot in list(self.taken.values()))
@@ -168,7 +170,7 @@ class Allocation(Ledger[T]):
         """Take note that `change` is over."""
         self.changing.remove(slot)
         if slot.done is not None:
-            self.todo.append((Action.WAKE, slot.done))
+            self.todo.append((WAKE, slot.done))
             slot.done = None
         if failed:
             self._discard(slot, "change")
@@ -197,11 +199,10 @@ class Allocation(Ledger[T]):
             # While `create` fails, use proves nothing: only a check does.
             is_stale = slot.doubted or (self.outage.failures and self.has_check)
             self._freshened(slot, now, -NEVER if is_stale else self._fresh_after_use)
-            if (
-                self.queue and now <= slot.fresh_until and self.status is Status.OPEN
-            ):  # straight to the next in line, and nothing else changes
-                self._grant(self.queue.head(), slot, now)
-                if not self.queue:
+            if self.queue.size and now <= slot.fresh_until and self.status is OPEN:
+                # Straight to the next in line, and nothing else changes.
+                self._grant(slot, now)
+                if not self.queue.size:
                     self._set_gate()
                 return
             self._make_free(slot)
@@ -240,7 +241,7 @@ class Allocation(Ledger[T]):
         self.outage.note(cause, started=creation.started, now=now)
         self._doubt_free()
         # Later ones are tries of our own, made for nobody; and a suspended pool lets all wait.
-        if self.queue and not was_failing and self.status is Status.OPEN:
+        if self.queue and not was_failing and self.status is OPEN:
             self._fail(self.queue.head(), report.unavailable(self, now))
         self._tell_watchers(report.unavailable(self, now))
         self._leave(creation.generation)
@@ -282,10 +283,10 @@ class Allocation(Ledger[T]):
             self._sweep_free()
         while self._is_above_limit() and (slot := self._pop_coldest()) is not None:
             self._discard(slot, "resize")
-        if self.status is Status.SUSPENDED:
+        if self.status is SUSPENDED:
             return
         while self.queue and (slot := self._pop_fresh(now)) is not None:
-            self._grant(self.queue.head(), slot, now)
+            self._grant(slot, now)
         # Whatever is being created: that may take long.
         while len(self.queue) > len(self.checking) and (slot := self._pop_free()) is not None:
             self._look_over(slot, now)
@@ -300,7 +301,7 @@ class Allocation(Ledger[T]):
 
     def _set_gate(self) -> None:
         self.gate = (
-            self.status is not Status.OPEN
+            self.status is not OPEN
             or len(self.queue) > 0
             or self.outage.failures > 0
             or self.generations.are_turning_over()
@@ -309,20 +310,20 @@ class Allocation(Ledger[T]):
             or (self._look_at_holds == NEVER and self._max_hold < NEVER)
         )
 
-    def _grant(self, waiter: Waiter[T], slot: Slot[T], now: float) -> None:
-        self.queue.leave(waiter)
+    def _grant(self, slot: Slot[T], now: float) -> None:
+        waiter = self.queue.next()
         self._lease_out(slot, now)
         waiter.slot = slot
-        waiter.waited = now - waiter.asked_at
-        self.totals.wait.record(waiter.waited)
+        waited = now - waiter.asked_at
+        self.totals.wait.record(waited)
         if self._tells_each:
-            self._tell("on_acquire", waiter.waited)
-        self.todo.append((Action.WAKE, waiter))
+            self._tell("on_acquire", waited)
+        self.todo.append((WAKE, waiter))
 
     def _fail(self, waiter: Waiter[T], error: PoolError) -> None:
         self.queue.leave(waiter)
         waiter.error = error
-        self.todo.append((Action.WAKE, waiter))
+        self.todo.append((WAKE, waiter))
 
     def _start_creation(self, now: float) -> None:
         creation = Creation(self.generations.enter(), now)
@@ -372,26 +373,26 @@ class Allocation(Ledger[T]):
         self._probing_since = None
         for watcher in self._watchers:
             watcher.error = error
-            self.todo.append((Action.WAKE, watcher))
+            self.todo.append((WAKE, watcher))
         self._watchers.clear()
         for opener in self.openers:  # looks again
-            self.todo.append((Action.WAKE, opener))
+            self.todo.append((WAKE, opener))
         self.openers.clear()
 
     def _arriving(self) -> int:
         return len(self.creating) + len(self.checking)
 
     def _has_room(self) -> bool:
-        return self.status is Status.OPEN and len(self.slots) + len(self.creating) < self.limit
+        return self.status is OPEN and len(self.slots) + len(self.creating) < self.limit
 
     def _is_down(self) -> bool:
-        return self.outage.failures > 0 and not self.slots and self.status is Status.OPEN
+        return self.outage.failures > 0 and not self.slots and self.status is OPEN
 
     # --- upkeep and watch ---------------------------------------------------------------------------
 
     def _keep_alive(self, now: float) -> None:
         """Check what has been quiet for long, one at a time: the others stay ready for callers."""
-        while self._quiet and not self.checking and self.status is not Status.SUSPENDED:
+        while self._quiet and not self.checking and self.status is not SUSPENDED:
             slot = next(iter(self._quiet))
             del self._quiet[slot]
             if self.upkeep.is_quiet(slot, now) and self.pull(slot):

@@ -6,6 +6,7 @@ through a decision that the keeper commits.
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Generic, TypeVar
 from weakref import ref
 
@@ -167,7 +168,7 @@ class Front(Generic[T]):
                 try:
                     kept = bool(keep(slot.resource))
                 finally:
-                    self._commit(self._state.bring_back, slot, self._clock(), keep=kept)
+                    self._commit(partial(self._state.bring_back, keep=kept), slot, self._clock())
                 retired += not kept
         return retired
 
@@ -257,12 +258,12 @@ class Front(Generic[T]):
                 raise error
             finally:
                 del error  # or it would keep itself and the caller's variables alive: a cycle
-        try:
-            # Only now may it be known that create is async: by what it returned.
-            self._check_here()
-        except WrongEventLoop:
-            self._commit(self._state.withdraw, waiter, self._clock())
-            raise
+        if self._hooks.are_async:  # only now may it be known: by what create has returned
+            try:
+                self._check_here()
+            except WrongEventLoop:
+                self._commit(self._state.withdraw, waiter, self._clock())
+                raise
         return waiter.slot
 
     def _leased(self, resource: T) -> Slot[T]:

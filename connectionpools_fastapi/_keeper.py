@@ -12,22 +12,21 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from threading import get_ident
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar, TypeVarTuple
 from weakref import ReferenceType, WeakSet
 
 from ._hooks import Hooks
-from ._ledger import Action
+from ._ledger import WAKE, Action
 from ._log import logger
 from ._loop import Loop, PrivateLoop, Timer
-from ._slot import Creation, Slot
+from ._slot import NEVER, Creation, Slot
 from ._state import State
-from ._waiters import Waiter
 from .errors import PoolConfigError, WrongEventLoop, describe, own
 from .listener import Listeners
 from .manager import T
 
-P = ParamSpec("P")
 R = TypeVar("R")
+Args = TypeVarTuple("Args")
 
 # What a hook said, to be committed with the time at which it said so.
 Outcome = Callable[[float], None]
@@ -50,13 +49,13 @@ class Keeper(Generic[T]):
         self.listeners: Listeners = Listeners(state.policy.name)
         self.loop: Loop | None = None
         # Protects the state (but for its fast path), `loop` and `_due`. While it is held nothing
-        # is awaited, called back, logged or woken: decisions only.
-        self._lock = threading.Lock()
-        # The threads in `_decide`. The garbage collector may run anywhere, and so, in the midst of a
-        # decision, the end of a caller that nobody will ever resume: that has to wait its turn.
-        self._deciding: set[int] = set()
+        # is awaited, called back, logged or woken: decisions only. The garbage collector may run anywhere,
+        # and so, in the midst of a decision, the end of a caller that nobody will ever resume. It gets the
+        # lock, since its thread has it, finds that a decision is being made, and has to wait its turn.
+        self._lock = threading.RLock()
+        self._decider: int | None = None  # the thread that is making a decision
         self._postponed: deque[Callable[[], object]] = deque()
-        self._due = float("inf")  # when the timer is set to ring
+        self._due = NEVER  # when the timer is set to ring
         self._timer: Timer | None = None
         self._lost: deque[ReferenceType[Any]] = deque()
         _KEEPERS.add(self)
@@ -67,33 +66,33 @@ class Keeper(Generic[T]):
             Action.CLEAN: self._clean,
         }
 
-    def commit(self, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def commit(self, decide: Callable[[*Args], R], *args: *Args) -> R:
         """Make one decision of the state, then carry out what it asks for; from any thread."""
-        if get_ident() in self._deciding:
-            self._postpone(partial(decide, *args, **kwargs))
-            return None  # type: ignore[return-value] # what may be postponed has nothing to say
         try:
-            return self._decide(decide, *args, **kwargs)
+            return self._decide(decide, *args)
         finally:
-            self._carry_out()
+            if self._state.todo or self._postponed:
+                self._carry_out()
 
-    def _decide(self, decide: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    def _decide(self, decide: Callable[[*Args], R], *args: *Args) -> R:
         # What an outage keeps alive, down to half-open connections, must not die under the lock.
         cause = self._state.outage.cause
         ring_earlier = False
-        me = get_ident()
-        self._deciding.add(me)  # before the lock is taken and until it is released: there is no moment in between
         try:
             with self._lock:
+                if self._decider is not None:
+                    self._postpone(partial(decide, *args))
+                    return None  # type: ignore[return-value] # what may be postponed has nothing to say
+                self._decider = get_ident()
                 try:
-                    return decide(*args, **kwargs)
+                    return decide(*args)
                 finally:
+                    self._decider = None
                     due = self._state.next_deadline()
                     if due < self._due:
                         self._due = due
                         ring_earlier = True
         finally:
-            self._deciding.discard(me)
             del cause
             if ring_earlier:
                 self._set_timer()
@@ -120,24 +119,26 @@ class Keeper(Generic[T]):
             self.loop.stop_soon()
         self.loop = loop
         self._timer = None
-        self._due = float("inf")
+        self._due = NEVER
         self._hooks.enter_loop(loop)
 
     def fork(self) -> None:  # pragma: no cover - in a process of its own, see tests/test_fork.py
         """Begin anew in a forked child, whose only thread is this one."""
         _keep_for_good([self._state.fork(), self.loop, self._timer])
-        self._lock = threading.Lock()  # somebody may have held the old one
-        self._deciding.clear()
+        self._lock = threading.RLock()  # somebody may have held the old one
+        self._decider = None
         self._postponed.clear()
         self.loop = None
         self._timer = None
-        self._due = float("inf")
+        self._due = NEVER
 
     def has_lost_loop(self) -> bool:
         """Whether the pool's loop has ended without the pool."""
         return self.loop is not None and self.loop.has_ended()
 
     def _carry_out(self) -> None:
+        if self._decider == get_ident():  # in the midst of a decision, which will see to it
+            return
         todo = self._state.todo
         while todo or self._postponed:
             try:
@@ -147,8 +148,11 @@ class Keeper(Generic[T]):
                 action, subject = todo.popleft()
             except IndexError:  # another thread was faster
                 continue
-            if action is Action.WAKE:
-                self._wake(subject)
+            if action is WAKE:
+                try:
+                    subject.wake()
+                except RuntimeError:  # its loop has ended, and it with it
+                    self._decide(self._state.withdraw, subject, self._clock())
             elif action is Action.TELL:
                 self.listeners.tell(*subject)
             elif action is Action.WARN:
@@ -158,12 +162,6 @@ class Keeper(Generic[T]):
                 )
             else:
                 self._start(action, subject)
-
-    def _wake(self, waiter: Waiter[T]) -> None:
-        try:
-            waiter.wake()
-        except RuntimeError:  # its loop has ended, and it with it
-            self._decide(self._state.withdraw, waiter, self._clock())
 
     def _start(self, action: Action, subject: Slot[T] | Creation) -> None:
         assert self.loop is not None  # noqa: S101 - nothing is to be done before it is open
@@ -221,11 +219,11 @@ class Keeper(Generic[T]):
             if is_known:
                 return
         elif action is Action.CHECK:
-            self._decide(state.checked, subject, now, healthy=False)
+            self._decide(partial(state.checked, healthy=False), subject, now)
         elif action is Action.CHANGE:
-            self._decide(state.changed, subject, now, failed=True)
+            self._decide(partial(state.changed, failed=True), subject, now)
         else:
-            self._decide(state.cleaned, subject, now, failed=True)
+            self._decide(partial(state.cleaned, failed=True), subject, now)
         logger.warning("pool %r: %s failed with %s", state.policy.name, action.value, describe(error))
 
     def _clean_late(self, resource: T) -> None:
@@ -301,7 +299,7 @@ class Keeper(Generic[T]):
         self.commit(self._tick, self._clock())
 
     def _tick(self, now: float) -> None:
-        self._due = float("inf")
+        self._due = NEVER
         self._state.tick(now)
 
 

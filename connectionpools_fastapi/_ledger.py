@@ -20,12 +20,10 @@ from ._generations import LOST, Generations
 from ._outage import Outage
 from ._policy import Policy
 from ._queue import Queue
-from ._slot import Creation, Slot
+from ._slot import NEVER, Creation, Slot
 from ._totals import Totals
 from ._upkeep import Upkeep
 from .manager import T
-
-NEVER = float("inf")
 
 
 class Status(Enum):
@@ -49,6 +47,10 @@ class Action(Enum):
     CHECK = "check"  # a slot, as in the next two
     CHANGE = "change"
     CLEAN = "clean"
+
+
+# Each look-up in an Enum costs as much as a method call.
+OPEN, SUSPENDED, WAKE = Status.OPEN, Status.SUSPENDED, Action.WAKE
 
 
 class Ledger(Generic[T]):
@@ -96,7 +98,7 @@ class Ledger(Generic[T]):
     @property
     def is_open(self) -> bool:
         """Whether callers are let in, be it only to wait."""
-        return self.status is Status.OPEN or self.status is Status.SUSPENDED
+        return self.status is OPEN or self.status is SUSPENDED
 
     # --- the fast path: no lock -----------------------------------------------------------
 
@@ -111,7 +113,9 @@ class Ledger(Generic[T]):
         if now > slot.fresh_until:
             self._undo_next_free(slot)
             return None
-        self._lease_out(slot, now)
+        slot.since = now
+        slot.leases += 1
+        self.taken[slot.key] = slot
         return slot
 
     def end(self, slot: Slot[T], now: float) -> None:
@@ -127,7 +131,7 @@ class Ledger(Generic[T]):
             raise report.not_leased(self)
         slot.holder = slot.lease = None
         used, slot.since = now - slot.since, now
-        slot.use.record(used)
+        slot.record_use(used)
         if self.heard and slot.generation != LOST:  # else it was told when it was written off
             self._tell("on_release", used)
 
@@ -245,9 +249,9 @@ class Ledger(Generic[T]):
         """Say why a slot must not be used again; None if it may."""
         if slot.generation != self.generations.current:
             return "expire"
-        if self._is_above_limit():
+        if len(self.slots) + len(self.creating) > self.limit:
             return "resize"
-        return self.upkeep.why_retire(slot, now)
+        return self.upkeep.why_retire(slot, now) if self._retires else None
 
     def _is_above_limit(self) -> bool:
         return len(self.slots) + len(self.creating) > self.limit
@@ -262,11 +266,11 @@ class Ledger(Generic[T]):
     def _remove(self, slot: Slot[T]) -> None:
         if self.slots.get(slot.key) is slot:  # and not written off before
             del self.slots[slot.key]
-            self.totals.past_use.add(slot.use)
+            self.totals.past_use.add(slot.use_counts, slot.use_sum)
 
     def _leave(self, generation: int) -> None:
         for waiter in self.generations.leave(generation):
-            self.todo.append((Action.WAKE, waiter))
+            self.todo.append((WAKE, waiter))
 
     # --- what must hold -----------------------------------------------------------------------
 
@@ -325,7 +329,7 @@ class Ledger(Generic[T]):
             "nothing is lost": totals.create.count()
             == totals.cleans + totals.detached + len(slots) + len(lost) + len(self.cleaning),
             "each one that is leased was leased out once more than given back": all(
-                slot.leases - slot.use.count() == (slot.key in self.taken) for slot in slots
+                slot.leases - sum(slot.use_counts) == (slot.key in self.taken) for slot in slots
             ),
             "the states of the statistics add up": self._adds_up(now, len(taken)),
         }

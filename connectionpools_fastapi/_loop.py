@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
+from ._owner import current_task
 from ._waiters import AsyncioWaiter, TaskWaiter
 
 # After how long a thread that waits for a loop looks whether that still runs, in seconds.
@@ -41,6 +42,8 @@ class LoopEnded(RuntimeError):  # noqa: N818 - reads as what happened
 
 class Loop(ABC):
     """One event loop. `spawn` and `call_soon` raise RuntimeError once it has ended."""
+
+    native: object  # what its library knows it by, as waiters do
 
     @abstractmethod
     def is_here(self) -> bool:
@@ -83,7 +86,7 @@ class AsyncioLoop(Loop):
     """A loop of asyncio, uvloop's among them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.native = self._loop = loop
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself only keeps weak references
 
     def is_here(self) -> bool:
@@ -210,10 +213,16 @@ def current_loop() -> Loop | None:
     return None if running is None else AsyncioLoop(running)
 
 
-def task_waiter() -> TaskWaiter[Any]:
-    """Return a new waiter for the running task, whichever library runs it."""
-    if _in_trio():
+def task_waiter(task: object = None) -> TaskWaiter[Any]:
+    """Return a new waiter for the running task, whichever library runs it; `task` is the same if it is known."""
+    if task is None:
+        task = current_task()
+    try:
+        loop: asyncio.AbstractEventLoop = task.get_loop()  # type: ignore[attr-defined] # if it is asyncio's
+    except AttributeError:
+        if not _in_trio():
+            return AsyncioWaiter(asyncio.get_running_loop())
         from ._trio import TrioWaiter  # noqa: PLC0415 - trio is not a dependency
 
-        return TrioWaiter()
-    return AsyncioWaiter(asyncio.get_running_loop())
+        return TrioWaiter(task)
+    return AsyncioWaiter(loop, task)

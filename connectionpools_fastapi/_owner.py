@@ -39,12 +39,8 @@ def current_task() -> object:
 
 def owner_of(slot: "Slot[Any]") -> object:
     """Return on whose behalf a slot is leased for a block: a task, a thread or a request; None if unknown."""
-    return getattr(_leaseholder(slot), "_owner", None)
-
-
-def _leaseholder(slot: "Slot[Any]") -> object:
     lease = slot.lease  # read once: it ends without the pool's lock
-    return lease() if lease is not None else None
+    return getattr(lease(), "_owner", None) if lease is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +55,8 @@ class Hold:
     @classmethod
     def of(cls, slot: "Slot[Any]", now: float) -> Self:
         """Take note of a slot's lease."""
-        return cls(slot.holder, _leaseholder(slot), now - slot.since, slot.stack)
+        lease = slot.lease
+        return cls(slot.holder, lease() if lease is not None else None, now - slot.since, slot.stack)
 
     def named(self) -> Holder:
         """Name the holder: as it was told, or after the task or thread in which the lease began."""

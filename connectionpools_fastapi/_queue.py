@@ -1,7 +1,7 @@
 """Queue: who waits, first come first served, and whose time is over next."""
 
 import heapq
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Iterator
 from itertools import count
 from typing import Generic
@@ -9,44 +9,58 @@ from typing import Generic
 from ._waiters import Waiter
 from .manager import T
 
+NEVER = float("inf")
+
 
 class Queue(Generic[T]):
-    """Waiters in order of arrival; each leaves in constant time, wherever it stands."""
+    """Waiters in order of arrival; each leaves in constant time, wherever it stands.
+
+    Under load most are gone long before their deadlines, so those are sorted only when
+    the first of them has come, and only for who is still there.
+    """
 
     def __init__(self) -> None:
-        # OrderedDict and not dict: taking the first of a dict gets slower as more have gone before.
-        self._waiters: OrderedDict[Waiter[T], None] = OrderedDict()
-        # May hold waiters that are gone; dropping them late is cheaper than finding them.
+        # May hold waiters that are gone, but never as the first.
+        self._line: deque[Waiter[T]] = deque()
+        self.size = 0  # as `len` says, for those who ask at each lease
+        self._owners: dict[object, int] = {}  # how many each of them has here
+        # Of those who were here when somebody last looked; these too may be gone.
         self._deadlines: list[tuple[float, int, Waiter[T]]] = []
         self._order = count()
-        self._owners: dict[object, int] = {}  # how many each of them has here
+        # When to ask who is overdue: no later than needed, and never if nobody has been let in since.
+        self.due = NEVER
 
     def __len__(self) -> int:
-        return len(self._waiters)
+        return self.size
 
     def __iter__(self) -> Iterator[Waiter[T]]:
-        return iter(self._waiters)
+        return (waiter for waiter in self._line if waiter.waits)
 
-    def __contains__(self, waiter: object) -> bool:
-        return waiter in self._waiters
+    def __contains__(self, waiter: Waiter[T]) -> bool:
+        return waiter.waits
 
     def join(self, waiter: Waiter[T]) -> None:
         """Let a waiter in, at the end."""
-        self._waiters[waiter] = None
+        waiter.waits = True
+        self._line.append(waiter)
+        self.size += 1
         self._owners[waiter.owner] = self._owners.get(waiter.owner, 0) + 1
-        if waiter.deadline is not None:
-            heapq.heappush(self._deadlines, (waiter.deadline, next(self._order), waiter))
-            if len(self._deadlines) > 2 * len(self._waiters) + 64:
-                self._deadlines = [entry for entry in self._deadlines if entry[2] in self._waiters]
-                heapq.heapify(self._deadlines)
+        if waiter.deadline is not None and waiter.deadline < self.due:
+            self.due = waiter.deadline
 
     def leave(self, waiter: Waiter[T]) -> None:
         """Let a waiter go, from wherever it stands."""
-        del self._waiters[waiter]
+        waiter.waits = False
+        self.size -= 1
         left = self._owners.pop(waiter.owner) - 1
         if left:
             self._owners[waiter.owner] = left
         waiter.owner = waiter.request = None  # they must not live on with its deadline
+        line = self._line
+        while line and not line[0].waits:
+            line.popleft()
+        if len(line) > 2 * self.size + 64:
+            self._line = deque(self)
 
     def has_one_of(self, owner: object) -> bool:
         """Whether this task waits here."""
@@ -54,15 +68,35 @@ class Queue(Generic[T]):
 
     def head(self) -> Waiter[T]:
         """Return who has waited the longest."""
-        return next(iter(self._waiters))
+        return self._line[0]
+
+    def next(self) -> Waiter[T]:
+        """Let the one go who has waited the longest; return it."""
+        waiter = self._line[0]
+        self.leave(waiter)
+        return waiter
 
     def overdue(self, now: float) -> Iterator[Waiter[T]]:
-        """Yield, one after the other, who waits although its time is over."""
-        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2] not in self._waiters):
-            waiter = heapq.heappop(self._deadlines)[2]
-            if waiter in self._waiters:
+        """Yield, one after the other, who waits although its time is over; each has to leave."""
+        self._note_deadlines()
+        deadlines = self._deadlines
+        while deadlines and (deadlines[0][0] <= now or not deadlines[0][2].waits):
+            waiter = heapq.heappop(deadlines)[2]
+            if waiter.waits:
                 yield waiter
+        self.due = deadlines[0][0] if deadlines else NEVER
 
-    def next_deadline(self) -> float:
-        """Say when to ask who is overdue: no later than needed, and never if nobody has been let in since."""
-        return self._deadlines[0][0] if self._deadlines else float("inf")
+    def _note_deadlines(self) -> None:
+        newcomers = []
+        for waiter in reversed(self._line):
+            if waiter.is_noted:  # and so is whoever came before
+                break
+            waiter.is_noted = True
+            if waiter.waits and waiter.deadline is not None:
+                newcomers.append(waiter)
+        for waiter in reversed(newcomers):
+            assert waiter.deadline is not None  # noqa: S101 - as seen above
+            heapq.heappush(self._deadlines, (waiter.deadline, next(self._order), waiter))
+        if len(self._deadlines) > 2 * self.size + 64:
+            self._deadlines = [entry for entry in self._deadlines if entry[2].waits]
+            heapq.heapify(self._deadlines)

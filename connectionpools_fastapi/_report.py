@@ -154,12 +154,12 @@ def stats(ledger: Ledger[Any], now: float) -> PoolStats:
     """
     totals = ledger.totals
     use = Recorder(USE_BOUNDS)
-    use.add(totals.past_use)
+    use.add(totals.past_use.counts, totals.past_use.sum)
     leased = 0
     for slot in ledger.slots.values():
-        ended = slot.use.snapshot()
-        leased += slot.leases > ended.count
-        use.add(ended)
+        ended = tuple(slot.use_counts)
+        leased += slot.leases > sum(ended)
+        use.add(ended, slot.use_sum)
     releases = use.count()
     acquires = releases + leased
     taken = leased + len(ledger.checking) + len(ledger.changing)

@@ -1,12 +1,15 @@
 """Slot: one resource and what the pool knows of it."""
 
+from bisect import bisect_left
 from typing import Any, Generic
 from weakref import ReferenceType
 
 from ._owner import Stack
 from ._waiters import Waiter
 from .manager import T
-from .stats import USE_BOUNDS, Recorder
+from .stats import USE_BOUNDS
+
+NEVER = float("inf")
 
 
 class Slot(Generic[T]):
@@ -28,7 +31,8 @@ class Slot(Generic[T]):
         "retire_at",
         "since",
         "stack",
-        "use",
+        "use_counts",
+        "use_sum",
         "warned",
     )
 
@@ -50,10 +54,16 @@ class Slot(Generic[T]):
         self.done: Waiter[T] | None = None  # who waits for its change to be over
         # Upkeep's notes: its own share of chance, when it has to go, when to look at it again.
         self.pace = 1.0
-        self.retire_at = float("inf")
-        self.look_at = float("inf")
-        # Kept here and not by the pool: a slot has one owner at a time, so no lock is needed.
-        self.use = Recorder(USE_BOUNDS)
+        self.retire_at = self.look_at = NEVER
+        # How long its leases lasted, as a histogram. Kept here and not by the pool: a slot has one owner
+        # at a time, so no lock is needed.
+        self.use_counts = [0] * (len(USE_BOUNDS) + 1)
+        self.use_sum = 0.0
+
+    def record_use(self, seconds: float) -> None:
+        """Count a lease that has ended."""
+        self.use_counts[bisect_left(USE_BOUNDS, seconds)] += 1
+        self.use_sum += seconds
 
 
 class Creation:

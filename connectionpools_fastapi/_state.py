@@ -8,9 +8,9 @@ lock is released. All methods need the pool's lock. In three layers: what is whe
 
 from . import _report as report
 from ._allocation import Allocation
-from ._ledger import NEVER, Action, Status
+from ._ledger import OPEN, SUSPENDED, Action, Status
 from ._owner import Hold
-from ._slot import Slot
+from ._slot import NEVER, Slot
 from ._waiters import Waiter
 from .errors import NotLeased
 from .manager import T
@@ -32,7 +32,7 @@ class State(Allocation[T]):
 
     def open(self, now: float) -> None:
         """Let callers in, and create what `min_free` asks for."""
-        self.status = Status.OPEN
+        self.status = OPEN
         self.generations.next()
         self.outage.end()
         self.settle(now)
@@ -72,7 +72,7 @@ class State(Allocation[T]):
         """
         lost = [slot for slot in list(self.taken.values()) if slot.generation <= generation]
         for slot in lost:
-            slot.use.record(now - slot.since)
+            slot.record_use(now - slot.since)
             self._tell("on_release", now - slot.since)
             self._remove(slot)
             self._leave(slot.generation)
@@ -130,7 +130,7 @@ class State(Allocation[T]):
         """
         if not self.is_open:
             raise report.not_open(self)
-        self.status = Status.SUSPENDED
+        self.status = SUSPENDED
         self.gate = True
 
     def resume(self, now: float) -> None:
@@ -141,8 +141,8 @@ class State(Allocation[T]):
         """
         if not self.is_open:
             raise report.not_open(self)
-        if self.status is Status.SUSPENDED:
-            self.status = Status.OPEN
+        if self.status is SUSPENDED:
+            self.status = OPEN
             self.outage.end()
             self._keep_alive(now)
             self.settle(now)
@@ -199,7 +199,7 @@ class State(Allocation[T]):
         """
         if not self.is_open or self._is_down():
             return False
-        if self.status is Status.SUSPENDED:
+        if self.status is SUSPENDED:
             return True
         if self.outage.failures or now - self._proved_at <= max_age:
             return True
@@ -218,7 +218,7 @@ class State(Allocation[T]):
             watcher.error = report.not_open(self)
         elif self.outage.failures:
             watcher.error = report.cannot_open(self)
-        elif len(self.slots) < self._min_free and self.status is Status.OPEN:
+        elif len(self.slots) < self._min_free and self.status is OPEN:
             self.openers.append(watcher)
             return True
         return False
@@ -239,7 +239,11 @@ class State(Allocation[T]):
 
     def next_deadline(self) -> float:
         """Say when `tick` is due; infinity if never."""
-        return min(self.queue.next_deadline(), self.upkeep.next_deadline(), self._look_at_holds, self._retry_at())
+        # Asked after each decision: most pools have nothing but a queue to look after.
+        due = min(self.queue.due, self._look_at_holds)
+        if self.upkeep.looks or self.outage.failures:
+            due = min(due, self.upkeep.next_deadline(), self._retry_at())
+        return due
 
     def _look_after(self, slot: Slot[T], now: float) -> None:
         """Retire or check a resource whose time has come, if it is free."""

@@ -40,7 +40,7 @@ class TaskFront(Front[T]):
         try:
             waiter: TaskWaiter[T] = task_waiter()
             while waiter.error is None and self._commit(self._state.watch_min_free, waiter):
-                await waiter.wait()
+                await waiter
                 waiter = task_waiter()
             if waiter.error is not None:
                 raise waiter.error
@@ -99,7 +99,7 @@ class TaskFront(Front[T]):
             return True
         try:
             with anyio.move_on_after(seconds):
-                await waiter.wait()
+                await waiter
                 return True
             return False
         finally:
@@ -150,7 +150,7 @@ class TaskFront(Front[T]):
         """
         done: TaskWaiter[T] | None = self._give_back(self._leased(resource), task_waiter)
         if done is not None:
-            await done.wait()
+            await done
 
     async def probe(self, *, max_age: float = 5.0, timeout: float = 2.0) -> bool:
         """Find out whether the back-end answers, without ever queueing for a resource.
@@ -178,21 +178,22 @@ class TaskFront(Front[T]):
             return known
         try:
             with anyio.move_on_after(timeout):
-                await watcher.wait()
+                await watcher
                 return watcher.error is None
             return False
         finally:
             self._commit(self._state.forget, watcher)
 
     async def _stand_in_line(self, timeout: float | None | Default, task: object) -> Slot[T]:
-        waiter: TaskWaiter[T] = task_waiter()
-        waiter.owner, waiter.request = task, REQUEST.get()
-        slot = self._queue_up(waiter, self._seconds(timeout))
+        waiter: TaskWaiter[T] = task_waiter(task)
+        waiter.request = REQUEST.get()
+        slot = self._queue_up(waiter, self._policy.timeout if timeout is DEFAULT else timeout)
         if slot is not None:
             return slot
+        loop = self._keeper.loop
         try:
-            if waiter.deadline is None or self._is_here():
-                await waiter.wait()
+            if waiter.deadline is None or (loop is not None and waiter.loop is loop.native):
+                await waiter
             else:
                 await self._park_elsewhere(waiter)
         except BaseException:
@@ -204,6 +205,6 @@ class TaskFront(Front[T]):
         assert waiter.deadline is not None  # noqa: S101 - who waits for ever just waits
         # A task of another loop watches its own time: the pool's loop may be blocked, or have ended.
         with anyio.move_on_after(waiter.deadline - waiter.asked_at):
-            await waiter.wait()
+            await waiter
             return
         self._commit(self._state.time_out, waiter, self._clock())

@@ -1,8 +1,9 @@
 """The trio side of `_loop` and `_waiters`; imported only where trio runs."""
 
 import contextvars
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import suppress
+from typing import Any
 
 import trio
 
@@ -14,25 +15,25 @@ from .manager import T
 class TrioWaiter(TaskWaiter[T]):
     """A task of trio."""
 
-    __slots__ = ("_event", "_token")
+    __slots__ = ("_event",)
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, owner: object = None) -> None:
+        super().__init__(owner)
         self._event = trio.Event()
-        self._token = trio.lowlevel.current_trio_token()
+        self.loop = trio.lowlevel.current_trio_token()
 
-    async def wait(self) -> None:
-        await self._event.wait()
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._event.wait().__await__()
 
     def wake(self) -> None:
-        self._token.run_sync_soon(self._event.set)
+        self.loop.run_sync_soon(self._event.set)
 
 
 class TrioLoop(Loop):
     """A run of trio; the pool's own tasks are system tasks."""
 
     def __init__(self) -> None:
-        self._token = trio.lowlevel.current_trio_token()
+        self.native = self._token = trio.lowlevel.current_trio_token()
 
     def is_here(self) -> bool:
         return trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token

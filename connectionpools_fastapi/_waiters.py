@@ -6,7 +6,8 @@ under the pool's lock, and `wake` is called once after the lock is released.
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, Generic
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Generic
 
 from .errors import PoolError
 from .manager import T
@@ -18,16 +19,18 @@ if TYPE_CHECKING:
 class Waiter(Generic[T]):
     """What the pool knows of a parked caller."""
 
-    __slots__ = ("asked_at", "deadline", "error", "owner", "request", "slot", "waited")
+    __slots__ = ("asked_at", "deadline", "error", "is_noted", "owner", "request", "slot", "waits")
 
-    def __init__(self) -> None:
+    def __init__(self, owner: object = None) -> None:
         self.asked_at = 0.0
         self.deadline: float | None = None
-        self.waited = 0.0
-        self.owner: object = None  # the task that waits
+        self.owner = owner  # the task that waits
         self.request: object = None  # on whose behalf it waits, where that is known
         self.slot: Slot[T] | None = None
         self.error: PoolError | None = None
+        # The queue's notes: whether it is in there, and whether its deadline was looked at.
+        self.waits = False
+        self.is_noted = False
 
     def wake(self) -> None:
         """Let the caller go on; may be called from any thread, without the pool's lock."""
@@ -37,9 +40,11 @@ class Waiter(Generic[T]):
 class TaskWaiter(Waiter[T]):
     """A parked task of any event loop."""
 
-    __slots__ = ()
+    __slots__ = ("loop",)
 
-    async def wait(self) -> None:
+    loop: Any  # of asyncio, or the token of a run of trio
+
+    def __await__(self) -> Generator[Any, None, None]:
         """Park until `wake`; may be cancelled, then `slot` says whether a grant was faster."""
         raise NotImplementedError
 
@@ -47,21 +52,21 @@ class TaskWaiter(Waiter[T]):
 class AsyncioWaiter(TaskWaiter[T]):
     """A task of asyncio: a bare future, the fastest there is (measured, see the benchmarks)."""
 
-    __slots__ = ("_future", "_loop")
+    __slots__ = ("_future",)
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
-        self._loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, owner: object = None) -> None:
+        super().__init__(owner)
+        self.loop: asyncio.AbstractEventLoop = loop
         self._future: asyncio.Future[None] = loop.create_future()
 
-    async def wait(self) -> None:
-        await self._future
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._future.__await__()
 
     def wake(self) -> None:
-        if asyncio._get_running_loop() is self._loop:
+        if asyncio._get_running_loop() is self.loop:
             self._resolve()
         else:
-            self._loop.call_soon_threadsafe(self._resolve)
+            self.loop.call_soon_threadsafe(self._resolve)
 
     def _resolve(self) -> None:
         if not self._future.done():  # a cancelled caller finds its grant in `slot`

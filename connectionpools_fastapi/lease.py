@@ -101,10 +101,10 @@ class Lease(Generic[T]):
         """Acquire; raises what `ConnectionPool.acquire` raises."""
         if self._phase is not NEW:
             raise self._used_up()
-        self._phase = WAITING
         task = current_task()
         slot = self._pool._take()
         if slot is None:
+            self._phase = WAITING
             slot = await self._pool._stand_in_line(self._timeout, task)
         return self._hold(slot, task)
 
@@ -112,11 +112,17 @@ class Lease(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the resource back, unless the block discarded or detached it."""
-        slot = self._to_give_back()
-        if slot is not None:
-            done: TaskWaiter[T] | None = self._pool._give_back(slot, task_waiter)
-            if done is not None:
-                await done.wait()
+        slot = self._phase
+        if isinstance(slot, Slot):
+            self._end(slot)
+            try:
+                done: TaskWaiter[T] | None = self._pool._give_back(slot, task_waiter)
+            except NotLeased:
+                if self._pool._state.holds(slot):
+                    raise
+            else:
+                if done is not None:
+                    await done
 
     def __enter__(self) -> T:
         """Acquire from a plain thread; raises what `ConnectionPool.acquire_sync` raises."""
@@ -129,9 +135,14 @@ class Lease(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the resource back, unless the block discarded or detached it."""
-        slot = self._to_give_back()
-        if slot is not None:
-            self._pool._give_back_sync(slot)
+        slot = self._phase
+        if isinstance(slot, Slot):
+            self._end(slot)
+            try:
+                self._pool._give_back_sync(slot)
+            except NotLeased:
+                if self._pool._state.holds(slot):
+                    raise
 
     def _used_up(self) -> PoolConfigError:
         return PoolConfigError(f"pool {self._pool.name!r}: a lease can be used once; call pool.lease() again")
@@ -146,15 +157,11 @@ class Lease(Generic[T]):
         self._phase = slot
         return slot.resource
 
-    def _to_give_back(self) -> Slot[T] | None:
-        slot = self._phase
-        # The block may have ended it as well, by its resource: pool.discard(resource) is fine.
-        if not isinstance(slot, Slot) or not self._pool._state.holds(slot):
-            return None
-        if slot.leases != self._turn:
+    def _end(self, slot: Slot[T]) -> None:
+        # A slot that was given back by its resource may be in other hands by now.
+        if slot.leases != self._turn and self._pool._state.holds(slot):
             raise self._not_leased(ENDED)
         self._phase = ENDED
-        return slot
 
     def _slot(self) -> Slot[T]:
         slot = self._phase

@@ -1,8 +1,9 @@
 """PoolStats: a frozen snapshot whose states add up; ObservedStats: as much of it as a driver's own pool knows."""
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from operator import add
 from typing import Protocol, runtime_checkable
 
 WAIT_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -49,11 +50,10 @@ class Recorder:
         """How many durations were recorded."""
         return sum(self.counts)
 
-    def add(self, other: "Recorder | Histogram") -> None:
-        """Count all that another one has counted."""
-        for index, count in enumerate(other.counts):
-            self.counts[index] += count
-        self.sum += other.sum
+    def add(self, counts: Iterable[int], seconds: float) -> None:
+        """Count all that another one with these bounds has counted."""
+        self.counts = list(map(add, self.counts, counts))
+        self.sum += seconds
 
     def snapshot(self) -> Histogram:
         """Return what was counted so far."""

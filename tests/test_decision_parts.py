@@ -17,7 +17,7 @@ from connectionpools_fastapi._policy import Policy
 from connectionpools_fastapi._queue import Queue
 from connectionpools_fastapi._slot import Slot
 from connectionpools_fastapi._upkeep import Upkeep
-from connectionpools_fastapi._waiters import AsyncioWaiter, ThreadWaiter
+from connectionpools_fastapi._waiters import AsyncioWaiter, TaskWaiter, ThreadWaiter
 from tests.desk import Lease, Named
 from tests.support import Caller, Resource
 
@@ -78,12 +78,12 @@ def test_who_has_left_the_queue_keeps_neither_its_task_nor_its_request_alive() -
 def test_who_waits_too_long_is_named_in_the_order_of_the_deadlines_and_then_of_arrival() -> None:
     late, early, never, also_early = waiter(3.0), waiter(1.0), waiter(), waiter(1.0)
     queue = queue_of(late, early, never, also_early)
-    assert queue.next_deadline() == 1.0
+    assert queue.due == 1.0
     assert list(queue.overdue(0.99)) == []
     assert list(queue.overdue(1.0)) == [early, also_early]
-    assert queue.next_deadline() == 3.0
+    assert queue.due == 3.0
     assert list(queue.overdue(9.0)) == [late]
-    assert queue.next_deadline() == NEVER
+    assert queue.due == NEVER
     assert len(queue) == 4, "to name them is not to let them go"
 
 
@@ -93,20 +93,45 @@ def test_who_has_left_the_queue_is_never_overdue_and_is_no_reason_to_look_earlie
     queue.leave(gone)
     queue.leave(also_gone)
     assert list(queue.overdue(0.0)) == []
-    assert queue.next_deadline() == 3.0
+    assert queue.due == 3.0
     assert list(queue.overdue(3.0)) == [there]
 
 
-def test_deadlines_of_those_who_have_left_are_dropped_now_and_then_and_not_at_each_step() -> None:
-    queue = queue_of(waiter(), waiter(), waiter())
-    kept = []
+def test_who_has_left_before_anybody_looked_was_never_noted_with_a_deadline() -> None:
+    queue = queue_of(waiter(5.0))
     for number in range(100):
         caller = waiter(float(number))
         queue.join(caller)
+        queue.leave(caller)
+    assert queue.due == 0.0, "to look too early costs nothing but the look"
+    assert list(queue.overdue(1.0)) == []
+    assert (queue.due, len(queue._deadlines)) == (5.0, 1)
+
+
+def test_deadlines_of_those_who_have_left_are_dropped_now_and_then_and_not_at_each_step() -> None:
+    queue = queue_of(waiter(1.0), waiter(), waiter())  # the first of them is in no hurry to leave
+    kept = []
+    for number in range(100):
+        caller = waiter(100.0 + number)
+        queue.join(caller)
+        assert list(queue.overdue(0.0)) == []
         kept.append(len(queue._deadlines))
         queue.leave(caller)
     # At most two for each of the four that wait, and 64.
-    assert kept == [*range(1, 73), *range(1, 29)]
+    assert kept == [*range(2, 73), *range(2, 31)]
+
+
+def test_the_gaps_of_those_who_have_left_are_closed_now_and_then() -> None:
+    first = waiter()
+    queue = queue_of(first)
+    for _ in range(1000):
+        caller = waiter()
+        queue.join(caller)
+        queue.leave(caller)
+        assert len(queue._line) <= 2 * 2 + 64
+    last = waiter()
+    queue.join(last)
+    assert list(queue) == [first, last]
 
 
 def test_when_deadlines_are_dropped_the_others_stay_in_order() -> None:
@@ -115,13 +140,17 @@ def test_when_deadlines_are_dropped_the_others_stay_in_order() -> None:
         waiter(deadline) for deadline in (1.0, 100.0, 2.0, 200.0, 201.0, 3.0, 4.0)
     ]
     queue = queue_of(*callers)
+    assert list(queue.overdue(0.0)) == []
     queue.leave(first)
     queue.leave(second)
-    while len(queue._deadlines) >= 7:
-        caller = waiter(1000.0)
+    gone = [waiter(1000.0) for _ in range(100)]
+    for caller in gone:
         queue.join(caller)
+    queue._note_deadlines()
+    for caller in gone:
         queue.leave(caller)
-    assert queue.next_deadline() == 3.0
+    queue._note_deadlines()
+    assert len(queue._deadlines) == len(queue)
     assert [caller.deadline for caller in queue.overdue(500.0)] == [3.0, 4.0, 100.0, 200.0, 201.0]
     assert len(queue) == 1 + len(others)
     assert late in queue
@@ -284,7 +313,7 @@ def test_nothing_is_looked_at_where_nothing_is_asked_for() -> None:
     upkeep, enter, _ = upkeep_of()
     slot = enter(100.0)
     assert upkeep.next_deadline() == NEVER
-    assert upkeep._looks == []
+    assert upkeep.looks == []
     assert list(upkeep.due(1e9)) == []
     assert upkeep.why_retire(slot, 1e9) is None
     assert not upkeep.is_idle(slot, 1e9)
@@ -397,7 +426,7 @@ def test_looks_at_what_is_gone_are_dropped_now_and_then_and_not_at_each_step() -
     kept = []
     for number in range(100):
         gone = enter(1000.0 + number)
-        kept.append(len(upkeep._looks))
+        kept.append(len(upkeep.looks))
         del slots[gone.key]
     # At most two for each of the four that exist, and 64; the three that stay are kept.
     assert kept == [*range(4, 73), *range(4, 35)]
@@ -409,13 +438,17 @@ def test_when_looks_are_dropped_the_others_stay_in_order() -> None:
     upkeep, enter, slots = upkeep_of(max_idle=4.0)
     first, late, second, *others = [enter(since) for since in (1.0, 100.0, 2.0, 200.0, 201.0, 3.0, 4.0)]
     del slots[first.key], slots[second.key]
-    while len(upkeep._looks) >= 7:
+    while len(upkeep.looks) >= 7:
         gone = enter(1000.0)
         del slots[gone.key]
     assert list(upkeep.due(500.0)) == [others[2], others[3], late, others[0], others[1]]
 
 
 # --- waiters ------------------------------------------------------------------------------------
+
+
+async def parked(waiter: TaskWaiter[Resource]) -> None:
+    await waiter
 
 
 def test_a_task_is_woken_at_once_within_its_loop_and_through_it_from_elsewhere() -> None:
@@ -425,13 +458,13 @@ def test_a_task_is_woken_at_once_within_its_loop_and_through_it_from_elsewhere()
         assert (outside.slot, outside.error) == (None, None)
         outside.wake()
         assert not outside._future.done(), "a future belongs to its loop"
-        loop.run_until_complete(outside.wait())
+        loop.run_until_complete(parked(outside))
 
         async def within() -> None:
             inside: AsyncioWaiter[Resource] = AsyncioWaiter(loop)
             inside.wake()
             assert inside._future.done()
-            await inside.wait()
+            await inside
 
         loop.run_until_complete(within())
         other = asyncio.new_event_loop()
@@ -443,7 +476,7 @@ def test_a_task_is_woken_at_once_within_its_loop_and_through_it_from_elsewhere()
                 assert not foreign._future.done()
 
             other.run_until_complete(elsewhere())
-            loop.run_until_complete(foreign.wait())
+            loop.run_until_complete(parked(foreign))
         finally:
             other.close()
     finally:
@@ -453,12 +486,12 @@ def test_a_task_is_woken_at_once_within_its_loop_and_through_it_from_elsewhere()
 def test_a_task_waits_until_it_is_woken_and_a_cancelled_one_may_be_woken_too() -> None:
     async def main() -> None:
         waiter: AsyncioWaiter[Resource] = AsyncioWaiter(asyncio.get_running_loop())
-        parked = asyncio.create_task(waiter.wait())
+        task = asyncio.create_task(parked(waiter))
         await asyncio.sleep(0)
-        assert not parked.done()
-        parked.cancel()
+        assert not task.done()
+        task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await parked
+            await task
         waiter.wake()
 
     asyncio.run(main())
@@ -493,7 +526,7 @@ def test_a_thread_without_a_timeout_waits_for_ever_and_with_one_no_longer() -> N
 
 def test_a_new_waiter_has_no_deadline_and_nothing_was_said_to_it() -> None:
     caller = Caller()
-    assert (caller.asked_at, caller.deadline, caller.waited) == (0.0, None, 0.0)
+    assert (caller.asked_at, caller.deadline, caller.waits) == (0.0, None, False)
     assert (caller.owner, caller.request, caller.slot, caller.error) == (None, None, None, None)
 
 

@@ -191,7 +191,7 @@ async def test_a_listener_may_call_the_pool() -> None:
 
     class Curious(PoolListener):
         def on_acquire(self, pool: str, waited: float) -> None:
-            assert not the_pool._keeper._lock.locked()
+            assert the_pool._keeper._decider is None
             seen.append(the_pool.stats().leased)
 
         def on_release(self, pool: str, used: float) -> None:

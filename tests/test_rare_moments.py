@@ -50,11 +50,13 @@ async def test_a_waiter_that_comes_just_as_a_resource_is_put_back_is_served(monk
         await settled()
         state = pool._state
         waiter = state.queue.head()
-        state.queue._waiters.clear()
+        owner = waiter.owner
+        state.queue.leave(waiter)
         state.gate = False
 
         def come() -> None:
-            state.queue._waiters[waiter] = None
+            waiter.owner = owner
+            state.queue.join(waiter)
             state.gate = True
 
         monkeypatch.setattr(state, "put_back", Once(state.put_back, come))

@@ -1,6 +1,7 @@
 """A pool is controlled while it is in use: resized, suspended, resumed, and rid of some resources."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import anyio
@@ -502,7 +503,7 @@ async def test_a_probe_is_answered_though_the_only_resource_is_out_for_a_moment(
         group.start_soon(probe)
         await settled()
         began = loop_time()
-        pool._commit(pool._state.bring_back, slot, pool._clock(), keep=True)
+        pool._commit(partial(pool._state.bring_back, keep=True), slot, pool._clock())
         await settled()
         assert (answers, loop_time() - began) == ([True], 0)
 

@@ -8,7 +8,7 @@ import pytest
 
 from connectionpools_fastapi import PoolStats, PoolTimeout
 from connectionpools_fastapi._owner import current_task, name_of
-from connectionpools_fastapi.stats import USE_BOUNDS, Recorder
+from connectionpools_fastapi.stats import Recorder
 from tests.support import Backend, PlainBackend, held, outcome_of, settled
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
@@ -116,16 +116,16 @@ async def test_acquires_do_not_go_back_for_a_moment_while_a_lease_ends() -> None
     """A counter that goes back makes Prometheus see a restart."""
     seen: list[PoolStats] = []
 
-    class Onlooker(Recorder):
-        def record(self, seconds: float) -> None:
+    class Onlooker(list[int]):
+        def __setitem__(self, index: Any, count: Any) -> None:
             seen.append(pool.stats())
-            super().record(seconds)
+            super().__setitem__(index, count)
             seen.append(pool.stats())
 
     async with Backend().pool(limit=1) as pool:
         async with pool.lease():
             (slot,) = pool._state.slots.values()
-            slot.use = Onlooker(USE_BOUNDS)
+            slot.use_counts = Onlooker(slot.use_counts)
         assert [(stats.acquires, stats.releases, stats.leased) for stats in seen] == [(1, 0, 1), (1, 1, 0)]
 
 
