@@ -3,18 +3,13 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from itertools import accumulate
-from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from .stats import Histogram, Observable, ObservedStats, PoolStats
-
-PREFIX = "connectionpool"
-
-Stats = PoolStats | ObservedStats
+from ._exposition import metrics, style_of, write
+from .stats import Observable
 
 JSON = "application/json"
 FORMATS = ("text/plain", "application/openmetrics-text", JSON)  # the first where a request does not care
@@ -47,10 +42,7 @@ class PoolCollector(Collector):
         Yields:
             One family a metric, each with one series a pool or more.
         """
-        every = [pool.stats() for pool in self._pools]
-        yield from _gauges(every)
-        yield from _counters(every)
-        yield from _histograms(every)
+        yield from metrics([pool.stats() for pool in self._pools])
 
 
 def render(pools: Iterable[Observable], accept: str = "") -> tuple[bytes, str]:
@@ -70,7 +62,9 @@ def render(pools: Iterable[Observable], accept: str = "") -> tuple[bytes, str]:
         encode, content_type = choose_encoder(wish)
     except (TypeError, ValueError):  # asked for a version that is no number
         encode, content_type = choose_encoder(kind)
-    return encode(PoolCollector(pools)), content_type
+    style = style_of(content_type)
+    body = encode(PoolCollector(pools)) if style is None else write([pool.stats() for pool in pools], style)
+    return body, content_type
 
 
 def _choose(accept: str) -> tuple[str, str]:
@@ -102,75 +96,3 @@ def _quality_of(wish: str) -> tuple[str, float]:
             except ValueError:
                 return name, 0.0
     return name, 1.0
-
-
-def _gauges(every: list[Stats]) -> Iterator[Metric]:
-    resources = GaugeMetricFamily(f"{PREFIX}_resources", "Resources by state.", labels=["pool", "state"])
-    for state in ("free", "taken", "creating", "cleaning"):
-        for pool, number in _known(every, state):
-            resources.add_metric([pool, state], number)
-    yield resources
-    for name, text in (
-        ("limit", "The most resources that may exist at once."),
-        ("waiting", "Callers in the queue."),
-        ("failing", "1 while the last create failed."),
-    ):
-        family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["pool"])
-        for pool, number in _known(every, name):
-            family.add_metric([pool], number)
-        yield family
-    is_open = GaugeMetricFamily(f"{PREFIX}_open", "1 while the pool is open and not suspended.", labels=["pool"])
-    for stats in every:
-        is_open.add_metric([stats.name], stats.status == "open")
-    yield is_open
-
-
-def _counters(every: list[Stats]) -> Iterator[Metric]:
-    for name, text in (
-        ("acquires", "Leases granted."),
-        ("releases", "Leases ended."),
-        ("timeouts", "Callers that waited in vain."),
-        ("withdrawals", "Callers cancelled while they waited."),
-        ("creates", "Resources made."),
-        ("create_failures", "Calls of create that failed."),
-        ("cleans", "Resources cleaned."),
-        ("clean_failures", "Calls of clean that failed."),
-        ("detached", "Resources given away for good."),
-    ):
-        family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["pool"])
-        for pool, number in _known(every, name):
-            family.add_metric([pool], number)
-        yield family
-    for name, label, text in (
-        ("refusals", "reason", "Callers turned away at once, by reason."),
-        ("discards", "reason", "Resources taken out of use, by reason."),
-        ("driver", "counter", "What an observed pool counts itself, under its driver's names."),
-    ):
-        family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["pool", label])
-        for pool, counts in _known(every, name):
-            for key, number in counts.items():
-                family.add_metric([pool, key], number)
-        yield family
-
-
-def _histograms(every: list[Stats]) -> Iterator[Metric]:
-    for name, text in (
-        ("wait", "How long callers waited that got a resource."),
-        ("use", "How long leases were held."),
-        ("create", "How long create took where it succeeded."),
-    ):
-        family = HistogramMetricFamily(f"{PREFIX}_{name}_seconds", text, labels=["pool"])
-        histogram: Histogram
-        for pool, histogram in _known(every, name):
-            bounds = [*(str(bound) for bound in histogram.bounds), "+Inf"]
-            buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
-            family.add_metric([pool], buckets, histogram.sum)
-        yield family
-
-
-def _known(every: list[Stats], name: str) -> Iterator[tuple[str, Any]]:
-    """Yield each pool that tells this with what it tells."""
-    for stats in every:
-        value = getattr(stats, name, None)
-        if value is not None:
-            yield stats.name, value

@@ -2,17 +2,29 @@
 
 import json
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import anyio
 import pytest
 from fastapi import FastAPI
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from connectionpools_fastapi import ConnectionPool, Histogram, PoolCollector, PoolTimeout, install_pools
+from connectionpools_fastapi import (
+    ConnectionPool,
+    Histogram,
+    Holder,
+    Observable,
+    ObservedStats,
+    PoolCollector,
+    PoolStats,
+    PoolTimeout,
+    install_pools,
+)
 from connectionpools_fastapi.metrics import render
 from connectionpools_fastapi.testing import started
 from tests.web import Thing, ask, things
@@ -234,6 +246,72 @@ def installed(*pools: ConnectionPool[Any]) -> FastAPI:
     app = FastAPI()
     install_pools(app, *pools)
     return app
+
+
+# --- to the byte ------------------------------------------------------------------------------------
+
+COMMON = ["", BROWSER, PROMETHEUS, TEXT, OPENMETRICS, f"{OPENMETRICS};version=1.0.0", "text/plain;version=0.0.4"]
+SELDOM = [
+    f"{kind};version={version}{escaping}"
+    for kind in (TEXT, OPENMETRICS)
+    for version in ("0.0.1", "0.0.4", "1.0.0", "1.0.1", "1.1.0", "2.0.0", "3.0.0")
+    for escaping in ("", *(f";escaping={way}" for way in ("allow-utf-8", "underscores", "dots", "values", "none")))
+]
+
+
+class Told:
+    """A pool that has said all that it will ever say."""
+
+    def __init__(self, stats: PoolStats | ObservedStats) -> None:
+        self.name = stats.name
+        self.stats = lambda: stats
+
+    def holders(self) -> list[Holder] | None:
+        return None
+
+    async def probe(self, *, max_age: float = 5.0, timeout: float = 2.0) -> bool:
+        return max_age > timeout
+
+
+async def told() -> list[Observable]:
+    """Return pools that differ in all that may be written differently."""
+    pool = things(limit=2)
+    async with pool:
+        await use(pool)
+        used = pool.stats()
+        pool.discard(next(iter(pool._state.taken.values())).resource)
+    durations = Histogram(used.use.bounds, (3, *range(len(used.use.bounds))), 12345678.9)
+    unheard_of = Histogram(used.wait.bounds, (0,) * (len(used.wait.bounds) + 1), float("inf"))
+    every: list[PoolStats | ObservedStats] = [
+        used,
+        things(name="new").stats(),
+        replace(used, name="failing", failing=True, cause="OSError", retry_after=0.5, create_failures=7),
+        replace(used, name='q"uote\\d, in two\nlines {}, 100 %', acquires=10**6, releases=123_456_789, cleans=10**21),
+        replace(used, name="ünï 🏊 code", use=durations, wait=unheard_of, create=replace(durations, sum=1e-7)),
+        replace(used, name="no reasons", refusals={}, discards={'fo\\r \n"this"': 2}),
+        ObservedStats(name="unknown", status="open"),
+        ObservedStats(name="partly", status="closed", limit=3, waiting=0, driver={'one"': 1, "zwöl\nf\\": 12}),
+    ]
+    return [Told(stats) for stats in every]
+
+
+@pytest.mark.parametrize("accept", [*COMMON, *SELDOM])
+async def test_the_text_is_to_the_byte_what_prometheus_client_makes_of_the_collector(accept: str) -> None:
+    pools = await told()
+    encode, content_type = choose_encoder(accept)
+    assert render(pools, accept) == (encode(PoolCollector(pools)), content_type)
+    assert render([], accept) == (encode(PoolCollector([])), content_type)
+
+
+@pytest.mark.parametrize("accept", COMMON)
+async def test_what_is_commonly_asked_for_does_not_take_the_slow_way(
+    accept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collect(_: PoolCollector) -> NoReturn:
+        pytest.fail("prometheus-client's own objects are made for each number")
+
+    monkeypatch.setattr(PoolCollector, "collect", collect)
+    assert b"connectionpool_limit" in render(await told(), accept)[0]
 
 
 # --- registries ---------------------------------------------------------------------------------------
