@@ -3,13 +3,17 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-
-from ._exposition import metrics, style_of, write
 from .stats import Observable
+
+# With its servers and clients of HTTP, prometheus-client takes as long to import as all of this package.
+# That is left to the first scrape: who is never scraped does not need it.
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.registry import Collector
+else:
+    Collector = object
 
 JSON = "application/json"
 FORMATS = ("text/plain", "application/openmetrics-text", JSON)  # the first where a request does not care
@@ -32,16 +36,18 @@ class PoolCollector(Collector):
         """
         self._pools = pools
 
-    def describe(self) -> Iterable[Metric]:
+    def describe(self) -> Iterable["Metric"]:
         """Return nothing: a registry then need not collect in order to register."""
         return ()
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator["Metric"]:
         """Yield the metrics of all pools. From any thread.
 
         Yields:
             One family a metric, each with one series a pool or more.
         """
+        from ._exposition import metrics  # noqa: PLC0415 - at the first scrape, see above
+
         yield from metrics([pool.stats() for pool in self._pools])
 
 
@@ -58,6 +64,10 @@ def render(pools: Iterable[Observable], accept: str = "") -> tuple[bytes, str]:
     kind, wish = _choose(accept)
     if kind == JSON:
         return json.dumps({"pools": [asdict(pool.stats()) for pool in pools]}, allow_nan=False).encode(), JSON
+    from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - at the first scrape, see above
+
+    from ._exposition import style_of, write  # noqa: PLC0415
+
     try:
         encode, content_type = choose_encoder(wish)
     except (TypeError, ValueError):  # asked for a version that is no number
