@@ -111,7 +111,7 @@ class Allocation(Ledger[T]):
             if self.outage.failures and self.has_check:
                 slot.fresh_until = float("-inf")
             self._make_free(slot)
-        elif waiter in self.queue:
+        elif waiter.waits:
             self.queue.leave(waiter)
         else:
             return
@@ -119,9 +119,17 @@ class Allocation(Ledger[T]):
         self._tell("on_withdraw", now - waiter.asked_at)
         self.settle(now)
 
+    def give_up(self, waiter: Waiter[T], error: Exception, now: float) -> None:
+        """Fail a caller whose client has gone away, unless it was granted or failed already."""
+        if waiter.waits:
+            self.totals.withdrawals += 1
+            self._tell("on_withdraw", now - waiter.asked_at)
+            self._fail(waiter, error)
+            self.settle(now)
+
     def time_out(self, waiter: Waiter[T], now: float) -> None:
         """Fail a caller whose time is over, unless it was granted or failed already."""
-        if waiter in self.queue:
+        if waiter.waits:
             waited = now - waiter.asked_at
             self._note_timeout(waited)
             self._fail(waiter, report.timed_out(self, waited))
@@ -320,7 +328,7 @@ class Allocation(Ledger[T]):
             self._tell("on_acquire", waited)
         self.todo.append((WAKE, waiter))
 
-    def _fail(self, waiter: Waiter[T], error: PoolError) -> None:
+    def _fail(self, waiter: Waiter[T], error: Exception) -> None:
         self.queue.leave(waiter)
         waiter.error = error
         self.todo.append((WAKE, waiter))

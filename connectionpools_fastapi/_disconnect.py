@@ -3,8 +3,9 @@
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import anyio
 from starlette.requests import ClientDisconnect
@@ -12,6 +13,11 @@ from starlette.types import Message, Receive
 
 from ._front import REQUEST
 from ._loop import _in_trio
+from ._slot import Slot
+from ._waiters import TaskWaiter
+from .lease import DEFAULT, nobody
+from .manager import T
+from .pool import ConnectionPool
 
 DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
 
@@ -23,21 +29,25 @@ class ClientGone(ClientDisconnect):
 class Inbox:
     """Stands between a server's `receive` and the application, which gets each message, in order.
 
-    Only while a request waits, a task of its own reads ahead. The end of the waiting does
-    not cut it off: what it reads then goes to the application. A `receive` that is cut off
-    may lose a message, as that of Starlette's BaseHTTPMiddleware does.
+    Only while a request waits, and has done so for a moment, a task of its own reads ahead.
+    The end of the waiting does not cut it off: what it reads then goes to the application.
+    A `receive` that is cut off may lose a message, as that of Starlette's
+    BaseHTTPMiddleware does.
     """
 
-    __slots__ = ("_ahead", "_arrived", "_gone", "_reader", "_readers", "_receive", "_said_all", "_task", "_waits")
+    __slots__ = (
+        *("_ahead", "_arrived", "_context", "_reader", "_readers", "_receive", "_said_all", "_task", "_watched"),
+        "is_gone",
+    )
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._readers = 0  # how many calls of the server's `receive` are on their way
         self._reader: anyio.CancelScope | None = None  # of the task that reads ahead, as long as it runs
         self._ahead: deque[Message] = deque()
-        self._waits: list[anyio.CancelScope] = []
+        self._watched: dict[object, Callable[[Exception], None]] = {}  # who waits, and what lets it leave
         self._said_all = False  # whether a disconnect must come next: the body is complete
-        self._gone = False
+        self.is_gone = False  # as far as it is known
 
     async def receive(self) -> Message:
         """Return the application's next message."""
@@ -45,37 +55,42 @@ class Inbox:
             await self._arrived.wait()
         return self._ahead.popleft() if self._ahead else await self._read()
 
-    async def wait_for(self, acquire: Callable[[], Awaitable[object]]) -> None:
+    async def wait_for(self, pool: ConnectionPool[T], task: object) -> Slot[T]:
         """Wait for a resource as long as the client is there.
 
         Raises:
-            ClientGone: If it goes; the waiting was cancelled then.
+            ClientGone: If it goes away, or has.
+            PoolError: What acquiring raises.
         """
-        if self._gone:
+        if self.is_gone:
             raise ClientGone
-        with anyio.CancelScope() as scope:
-            self._waits.append(scope)
-            try:
-                self._watch()
-                await acquire()
-            finally:
-                self._waits.remove(scope)
-        if scope.cancelled_caught:
+        self._context = contextvars.copy_context()
+        slot = await pool._stand_in_line(DEFAULT, task, self)
+        if self.is_gone:  # at the very moment at which it was granted
+            pool._give_back(slot, nobody)
             raise ClientGone
+        return slot
+
+    def watch(self, waiter: TaskWaiter[Any], leave: Callable[[Exception], None]) -> None:
+        """Let a waiter leave its queue when the client goes away."""
+        if waiter.waits:
+            self._watched[waiter] = leave
+            if self.is_gone:
+                leave(ClientGone())
+            else:
+                self._read_on()
+
+    def unwatch(self, waiter: TaskWaiter[Any]) -> None:
+        """Take note that a waiter waits no more."""
+        self._watched.pop(waiter, None)
 
     def close(self) -> None:
         """Read no further: the request is over."""
         if self._reader is not None:
             self._reader.cancel()
 
-    def _watch(self) -> None:
-        # Whoever reads for the application now sees the disconnect as well.
-        # A body that goes on is not piled up: that would take the brakes off the client.
-        if self._readers or self._reader is not None or (self._ahead and not _says_all(self._ahead[-1])):
-            return
-        self._reader = anyio.CancelScope()
-        self._arrived = anyio.Event()
-        context = contextvars.copy_context()
+    def _read_on(self) -> None:
+        context = self._context
         context.run(REQUEST.set, None)  # what a server keeps of its `receive` must not keep the request
         if _in_trio():
             import trio  # noqa: PLC0415 - trio is not a dependency
@@ -85,10 +100,15 @@ class Inbox:
             self._task = asyncio.create_task(self._read_ahead(), context=context)
 
     async def _read_ahead(self) -> None:
-        assert self._reader is not None  # noqa: S101 - set where this task is started
+        # Whoever reads for the application now sees the disconnect as well.
+        # A body that goes on is not piled up: that would take the brakes off the client.
+        if self._readers or self._reader is not None or (self._ahead and not _says_all(self._ahead[-1])):
+            return
+        self._arrived = anyio.Event()
+        self._reader = anyio.CancelScope()
         try:
             with self._reader, suppress(Exception):  # the application gets an error of its own when it asks
-                while self._waits:
+                while self._watched:
                     had_said_all = self._said_all
                     self._ahead.append(await self._read())
                     self._arrived.set()
@@ -106,9 +126,9 @@ class Inbox:
         finally:
             self._readers -= 1
         if message["type"] in DISCONNECTS:
-            self._gone = True
-            for scope in self._waits:
-                scope.cancel()
+            self.is_gone = True
+            for leave in tuple(self._watched.values()):
+                leave(ClientGone())
         self._said_all = _says_all(message)
         return message
 

@@ -21,6 +21,7 @@ from ._log import logger
 from ._loop import Loop, PrivateLoop, Timer
 from ._slot import NEVER, Creation, Slot
 from ._state import State
+from ._waiters import TaskWaiter
 from .errors import PoolConfigError, WrongEventLoop, describe, own
 from .listener import Listeners
 from .manager import T
@@ -153,6 +154,8 @@ class Keeper(Generic[T]):
                     subject.wake()
                 except RuntimeError:  # its loop has ended, and it with it
                     self._decide(self._state.withdraw, subject, self._clock())
+            elif action is Action.WATCH:
+                self._watch(subject)
             elif action is Action.TELL:
                 self.listeners.tell(*subject)
             elif action is Action.WARN:
@@ -162,6 +165,17 @@ class Keeper(Generic[T]):
                 )
             else:
                 self._start(action, subject)
+
+    def _watch(self, waiter: TaskWaiter[T]) -> None:
+        client = waiter.client
+        if client is None:  # it waits no more
+            return
+
+        def leave(error: Exception) -> None:
+            self.commit(self._state.give_up, waiter, error, self._clock())
+
+        with suppress(RuntimeError):  # its loop has ended, and it with it
+            waiter.call_soon(partial(client.watch, waiter, leave))
 
     def _start(self, action: Action, subject: Slot[T] | Creation) -> None:
         assert self.loop is not None  # noqa: S101 - nothing is to be done before it is open

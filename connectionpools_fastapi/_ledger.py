@@ -41,6 +41,7 @@ class Action(Enum):
     """What a decision asks the pool to carry out, and for whom."""
 
     WAKE = "wake"  # a waiter
+    WATCH = "watch"  # the client of a waiter
     TELL = "tell"  # listeners, what has happened
     WARN = "warn"  # of a lease that is held for too long
     CREATE = "create"  # a creation

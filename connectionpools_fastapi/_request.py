@@ -9,7 +9,7 @@ from typing import Any
 from ._disconnect import Inbox
 from ._owner import current_task
 from .errors import NotLeased, PoolConfigError
-from .lease import Lease
+from .lease import DEFAULT, Lease
 from .manager import T
 from .pool import ConnectionPool
 from .stats import Observable
@@ -88,15 +88,12 @@ class RequestLeases:
         if pool not in self._leases:
             lease = pool.lease(holder=Route(scope))
             slot = pool._take()
-            # Without the middleware nobody can tell which of its waits are this request's, but those of this task.
-            owner = current_task() if self._inbox is None else self
-            if slot is not None:
-                lease._hold(slot, owner)
-            elif self._inbox is None:
-                await lease.__aenter__()
+            if self._inbox is None:
+                # Nobody can tell which of its waits are this request's, but those of this task.
+                task = current_task()
+                lease._hold(slot or await pool._stand_in_line(DEFAULT, task), task)
             else:
-                await self._inbox.wait_for(lease.__aenter__)
-                lease._owner = owner
+                lease._hold(slot or await self._inbox.wait_for(pool, current_task()), self)
             if pool in self._leases:  # another task of this request was faster
                 lease.release_nowait()
             else:

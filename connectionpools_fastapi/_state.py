@@ -227,6 +227,8 @@ class State(Allocation[T]):
 
     def tick(self, now: float) -> None:
         """Do what is due: time out who waits too long, look after resources, try `create` again."""
+        for waiter in self.queue.unwatched(now):
+            self.todo.append((Action.WATCH, waiter))
         for waiter in self.queue.overdue(now):
             self.time_out(waiter, now)
         for slot in self.upkeep.due(now):

@@ -11,7 +11,7 @@ from ._log import logger
 from ._loop import Loop, current_loop, task_waiter
 from ._owner import current_task
 from ._slot import Slot
-from ._waiters import TaskWaiter
+from ._waiters import Client, TaskWaiter
 from .lease import DEFAULT, Default
 from .manager import T
 
@@ -184,9 +184,11 @@ class TaskFront(Front[T]):
         finally:
             self._commit(self._state.forget, watcher)
 
-    async def _stand_in_line(self, timeout: float | None | Default, task: object) -> Slot[T]:
+    async def _stand_in_line(
+        self, timeout: float | None | Default, task: object, client: Client | None = None
+    ) -> Slot[T]:
         waiter: TaskWaiter[T] = task_waiter(task)
-        waiter.request = REQUEST.get()
+        waiter.request, waiter.client = REQUEST.get(), client
         slot = self._queue_up(waiter, self._policy.timeout if timeout is DEFAULT else timeout)
         if slot is not None:
             return slot
@@ -199,6 +201,9 @@ class TaskFront(Front[T]):
         except BaseException:
             self._commit(self._state.withdraw, waiter, self._clock())
             raise
+        finally:
+            if client is not None:
+                client.unwatch(waiter)
         return self._granted(waiter)
 
     async def _park_elsewhere(self, waiter: TaskWaiter[T]) -> None:

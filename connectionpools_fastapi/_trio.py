@@ -25,6 +25,9 @@ class TrioWaiter(TaskWaiter[T]):
     def __await__(self) -> Generator[Any, None, None]:
         return self._event.wait().__await__()
 
+    def call_soon(self, call: Callable[[], object]) -> None:
+        self.loop.run_sync_soon(call)
+
     def wake(self) -> None:
         self.loop.run_sync_soon(self._event.set)
 

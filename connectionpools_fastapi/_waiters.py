@@ -6,28 +6,38 @@ under the pool's lock, and `wake` is called once after the lock is released.
 
 import asyncio
 import threading
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any, Generic
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
-from .errors import PoolError
 from .manager import T
 
 if TYPE_CHECKING:
     from ._slot import Slot
 
 
+class Client(Protocol):
+    """Who a waiter waits for, and who may go away meanwhile."""
+
+    def watch(self, waiter: "TaskWaiter[Any]", leave: Callable[[Exception], None]) -> None:
+        """Call `leave` if it goes away while the waiter waits; from the waiter's loop."""
+
+    def unwatch(self, waiter: "TaskWaiter[Any]") -> None:
+        """Take note that a waiter, watched or not, waits no more; from its loop."""
+
+
 class Waiter(Generic[T]):
     """What the pool knows of a parked caller."""
 
-    __slots__ = ("asked_at", "deadline", "error", "is_noted", "owner", "request", "slot", "waits")
+    __slots__ = ("asked_at", "client", "deadline", "error", "is_noted", "owner", "request", "slot", "waits")
 
     def __init__(self, owner: object = None) -> None:
         self.asked_at = 0.0
         self.deadline: float | None = None
         self.owner = owner  # the task that waits
         self.request: object = None  # on whose behalf it waits, where that is known
+        self.client: Client | None = None  # for whom, if it may go away
         self.slot: Slot[T] | None = None
-        self.error: PoolError | None = None
+        self.error: Exception | None = None
         # The queue's notes: whether it is in there, and whether its deadline was looked at.
         self.waits = False
         self.is_noted = False
@@ -43,6 +53,10 @@ class TaskWaiter(Waiter[T]):
     __slots__ = ("loop",)
 
     loop: Any  # of asyncio, or the token of a run of trio
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Call something in its loop; from any thread."""
+        raise NotImplementedError
 
     def __await__(self) -> Generator[Any, None, None]:
         """Park until `wake`; may be cancelled, then `slot` says whether a grant was faster."""
@@ -67,6 +81,9 @@ class AsyncioWaiter(TaskWaiter[T]):
             self._resolve()
         else:
             self.loop.call_soon_threadsafe(self._resolve)
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        self.loop.call_soon_threadsafe(call)
 
     def _resolve(self) -> None:
         if not self._future.done():  # a cancelled caller finds its grant in `slot`

@@ -72,7 +72,7 @@ class Lease(Generic[T]):
         Raises:
             NotLeased: If the lease has not begun or has ended.
         """
-        self._pool._give_back(self._finish(), _nobody)
+        self._pool._give_back(self._finish(), nobody)
 
     def discard(self) -> None:
         """End the lease and have the resource cleaned, since it is broken.
@@ -184,5 +184,5 @@ class Lease(Generic[T]):
         return slot
 
 
-def _nobody() -> None:
+def nobody() -> None:
     """Wait for nothing."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Annotated, Any, Self
 
 import anyio
@@ -18,15 +19,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from connectionpools_fastapi import ConnectionPool, Leased, NotLeased, PoolMiddleware, install_pools, pool_lifespan
 from connectionpools_fastapi._disconnect import Inbox
+from connectionpools_fastapi._owner import current_task
+from connectionpools_fastapi._queue import PATIENCE
 from connectionpools_fastapi.testing import started
-from tests.support import held, settled
-from tests.web import Answer, Thing, ask, things
+from tests.support import held, loop_time, settled
+from tests.web import Answer, Thing, ask
+from tests.web import things as things_of_real_time
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.virtual_time,
     # The oldest supported Starlette's own: its BaseHTTPMiddleware leaves a generator to the garbage collector.
     pytest.mark.filterwarnings("ignore:Async generator 'starlette.requests.Request.stream':ResourceWarning"),
 ]
+
+things = partial(things_of_real_time, clock=loop_time)
+
+
+async def watched() -> None:
+    """Let so much time go by that the client of whoever waits is watched."""
+    await settled()
+    await anyio.sleep(PATIENCE)
+    await settled()
+
 
 GONE: Message = {"type": "http.disconnect"}
 LEASES = [Leased("db"), Leased("db", scope="request"), Leased("db", scope="function")]
@@ -165,7 +180,7 @@ async def waiting(
     with anyio.fail_after(10), client:
         async with started(app) as served, anyio.create_task_group() as group, holding(pool) as give_back:
             group.start_soon(run, served)
-            await settled()
+            await watched()
             assert pool.waiting == 1
             yield give_back, answer
 
@@ -238,7 +253,7 @@ async def test_a_request_that_waits_twice_is_watched_twice() -> None:
     client = Client(part())
     async with waiting(app, pool, client) as (give_back, answer), first.lease():
         give_back()
-        await settled()
+        await watched()
         assert (first.waiting, pool.taken, client.receiving) == (1, 1, 1)
         client.send(GONE)
         await settled()
@@ -488,11 +503,12 @@ async def test_a_resource_that_is_free_costs_no_look_at_the_client() -> None:
 async def test_a_client_is_asked_once_for_all_that_wait_in_its_request() -> None:
     with Client() as client:
         inbox = Inbox(client.receive)
-        async with anyio.create_task_group() as group:
+        pool = things(1)
+        async with pool, held(pool), anyio.create_task_group() as group:
             for _ in range(2):
-                group.start_soon(inbox.wait_for, anyio.sleep_forever)
-            await settled()
-            assert client.receiving == 1
+                group.start_soon(inbox.wait_for, pool, current_task())
+            await watched()
+            assert (pool.waiting, client.receiving) == (2, 1)
             group.cancel_scope.cancel()
         inbox.close()
         await settled()
@@ -592,7 +608,7 @@ async def waiting_websocket(
     with anyio.fail_after(10), client:
         async with started(app) as served, anyio.create_task_group() as group, holding(pool) as give_back:
             group.start_soon(call, served, scope, client.receive, send)
-            await settled()
+            await watched()
             assert pool.waiting == 1
             yield give_back, sent
 
@@ -693,7 +709,7 @@ async def test_clients_of_a_real_server_that_give_up_leave_the_queue(
         if needed in options.values():
             pytest.importorskip(module)
     clients = 20
-    pool = things(1, timeout=None)
+    pool = things_of_real_time(1, timeout=None)
     app = installed(pool, around=around)
     ran = count_runs(app)
 
