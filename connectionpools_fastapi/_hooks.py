@@ -11,7 +11,7 @@ from typing import Any, Generic
 import anyio
 import anyio.to_thread
 
-from ._loop import Loop, Overdue, PrivateLoop
+from ._loop import Loop, PrivateLoop, TimeLimit
 from ._policy import Policy
 from .errors import HookTimeout, PoolConfigError, own
 from .manager import ResourceManager, T
@@ -61,8 +61,9 @@ class Hooks(Generic[T]):
         self._async = {name for name, hook in self._hooks.items() if hook is not None and _is_async(hook)}
         self._check_doubts()
         self._blocking = blocking
-        self._limiter: anyio.CapacityLimiter | None = None
+        self._thread_limiter: anyio.CapacityLimiter | None = None
         self._loop: Loop | None = None
+        self._time_limit: TimeLimit  # known in a loop
         # Whether resources belong to the loop: a hook is async, or what a `def` hook returned was awaited.
         self.are_async: bool = bool(self._async)
 
@@ -131,7 +132,8 @@ class Hooks(Generic[T]):
     def enter_loop(self, loop: Loop) -> None:
         """Get ready for the loop in which the pool is being opened."""
         self._loop = loop
-        self._limiter = None  # belongs to a loop
+        self._time_limit = loop.time_limit(self._policy.hook_timeout)
+        self._thread_limiter = None  # belongs to a loop
 
     async def create(self, on_late: Callable[[T], None]) -> T:
         """Make a resource; one that is finished too late is handed to `on_late`.
@@ -187,12 +189,10 @@ class Hooks(Generic[T]):
         return self._blocking and not of_loop
 
     async def _call(self, name: str, hook: Callable[[], Any]) -> Any:
-        assert self._loop is not None  # noqa: S101 - jobs run in it
-        try:
-            return await self._loop.within(self._policy.hook_timeout, partial(self._run, name, hook))
-        except Overdue:
-            msg = f"{name} took longer than hook_timeout={self._policy.hook_timeout:g} s"  # its reporter names the pool
-            raise own(HookTimeout(msg)) from None
+        with self._time_limit():
+            return await (hook() if name in self._async else self._run(name, hook))
+        msg = f"{name} took longer than hook_timeout={self._policy.hook_timeout:g} s"  # its reporter names the pool
+        raise own(HookTimeout(msg))
 
     async def _run(self, name: str, hook: Callable[[], Any]) -> Any:
         if self._on_thread(name):
@@ -225,9 +225,9 @@ class Hooks(Generic[T]):
         return result
 
     def _threads(self) -> anyio.CapacityLimiter:
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(MOST_THREADS)
-        return self._limiter
+        if self._thread_limiter is None:
+            self._thread_limiter = anyio.CapacityLimiter(MOST_THREADS)
+        return self._thread_limiter
 
 
 class _Delivery(Generic[T]):

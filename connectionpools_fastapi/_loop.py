@@ -11,18 +11,20 @@ import os
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, suppress
+from typing import Any, Protocol
 
 from ._owner import current_task
+from ._time_limit import AsyncioTimeLimit
 from ._waiters import AsyncioWaiter, TaskWaiter
 
 # After how long a thread that waits for a loop looks whether that still runs, in seconds.
 PATIENCE = 1.0
 
-R = TypeVar("R")
 Job = Callable[[], Coroutine[Any, Any, None]]
+# Limits the time of a block: `with time_limit(): ...`.
+TimeLimit = Callable[[], AbstractContextManager[object, bool | None]]
 
 
 class Timer(Protocol):
@@ -30,10 +32,6 @@ class Timer(Protocol):
 
     def cancel(self) -> None:
         """Let it not happen."""
-
-
-class Overdue(Exception):  # noqa: N818 - reads as what happened
-    """Something took longer than it may."""
 
 
 class LoopEnded(RuntimeError):  # noqa: N818 - reads as what happened
@@ -70,11 +68,10 @@ class Loop(ABC):
         """
 
     @abstractmethod
-    async def within(self, seconds: float, call: Callable[[], Awaitable[R]]) -> R:
-        """Await what `call` returns, in this loop, for so long at most; it is cancelled once then.
+    def time_limit(self, seconds: float) -> TimeLimit:
+        """Return what limits the time of blocks of this loop's tasks.
 
-        Raises:
-            Overdue: If it took longer.
+        A block that takes longer is cancelled, once, and left without an exception.
         """
 
     @abstractmethod
@@ -102,20 +99,21 @@ class AsyncioLoop(Loop):
             self._loop.call_soon_threadsafe(self._start, job)
 
     def _start(self, job: Job) -> None:
-        task = self._loop.create_task(self._run(job), context=contextvars.Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.add(self._loop.create_task(self._run(job), context=contextvars.Context()))
 
     async def _run(self, job: Job) -> None:
+        task = asyncio.current_task(self._loop)
         try:
             await job()
         except asyncio.CancelledError:
             # `asyncio.run` ends: it waits for the tasks that it cancels, but not for those
             # that these have started meanwhile, say to clean what could not be changed.
-            self._tasks.discard(asyncio.current_task())
+            self._tasks.discard(task)
             if self._tasks:
                 await asyncio.wait(self._tasks)
             raise
+        finally:
+            self._tasks.discard(task)
 
     def call_soon(self, call: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(call)
@@ -139,16 +137,8 @@ class AsyncioLoop(Loop):
             future.cancel()
             raise
 
-    async def within(self, seconds: float, call: Callable[[], Awaitable[R]]) -> R:
-        # asyncio's own: anyio would cancel again and again, also what a driver awaits to clean up.
-        limit = asyncio.timeout(seconds)
-        try:
-            async with limit:
-                return await call()
-        except TimeoutError:
-            if limit.expired():
-                raise Overdue from None
-            raise
+    def time_limit(self, seconds: float) -> TimeLimit:
+        return AsyncioTimeLimit(self._loop, seconds)
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         return self._loop.call_later(delay, call, context=contextvars.Context())
@@ -171,7 +161,8 @@ class PrivateLoop(AsyncioLoop):
     async def _live_until_stopped(self) -> None:
         await self._stop.wait()
         while self._tasks:  # hooks, each of which has its time limit
-            await asyncio.wait(tuple(self._tasks))
+            done, _ = await asyncio.wait(tuple(self._tasks))
+            self._tasks -= done
 
     def stop_soon(self) -> None:
         """End the loop and its thread once its tasks are done; from any thread, and as often as you like."""

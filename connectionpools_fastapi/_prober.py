@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import anyio
 
-from ._loop import Loop, Overdue, current_loop, task_waiter
+from ._loop import Loop, current_loop, task_waiter
 from ._waiters import TaskWaiter
 from .errors import describe
 from .stats import ObservedStats
@@ -103,17 +103,18 @@ class Prober:
             threading.Thread(target=self._try_in_thread, args=(timeout,), name="pool probe", daemon=True).start()
 
     async def _try(self, loop: Loop, timeout: float) -> None:
+        in_time = False
         try:
-            await loop.within(timeout, lambda: self.driver.try_out(timeout))
-        except Overdue:
-            self._fail(None)
+            with loop.time_limit(timeout)():
+                await self.driver.try_out(timeout)
+                in_time = True
         except Exception as error:  # noqa: BLE001 - whatever the driver raises
             self._fail(describe(error))
         except BaseException:  # the loop ends: nothing was shown
             self._end()
             raise
         else:
-            self._prove()
+            self._prove() if in_time else self._fail(None)
 
     def _try_in_thread(self, timeout: float) -> None:
         try:

@@ -1,13 +1,14 @@
 """The trio side of `_loop` and `_waiters`; imported only where trio runs."""
 
 import contextvars
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import trio
 
-from ._loop import Job, Loop, LoopEnded, Overdue, R, Timer
+from ._loop import Job, Loop, LoopEnded, TimeLimit, Timer
 from ._waiters import TaskWaiter
 from .manager import T
 
@@ -79,10 +80,8 @@ class TrioLoop(Loop):
         except (trio.RunFinishedError, trio.Cancelled):
             raise LoopEnded from None
 
-    async def within(self, seconds: float, call: Callable[[], Awaitable[R]]) -> R:
-        with trio.move_on_after(seconds):
-            return await call()
-        raise Overdue
+    def time_limit(self, seconds: float) -> TimeLimit:
+        return partial(trio.move_on_after, seconds)
 
     def call_later(self, delay: float, call: Callable[[], None]) -> Timer:
         scope = trio.CancelScope()
