@@ -164,16 +164,24 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
 
         Raises:
             PoolError: If it cannot be reset.
-            Exception: What asyncpg raises if it is closed.
+            Exception: What asyncpg raises if it is lost meanwhile.
         """
         connection: Any = resource  # one that `_leasable` describes
-        if not connection.is_closed() and await _is_busy(connection):
-            raise own(PoolError("the connection is busy: its query still runs or was just cancelled"))
+        if connection.is_closed():
+            raise own(PoolError("the connection is closed"))
         if connection.has_new_codecs:
             raise _mistake("a lease has set type codecs; set them in init")
-        await connection.reset()
-        connection.recall()
-        if self._resets_session and await connection.execute(RESET) != NONE_FOUND:
+        # Where a query is sent anyhow, to send it is the cheapest way to learn whether another one runs.
+        is_busy = connection._protocol._is_cancelling() if self._resets_session else await _is_busy(connection)
+        if is_busy:
+            raise _busy()
+        try:
+            await connection._reset()  # what `reset` is without a time limit and a query
+            connection.recall()
+            left = await connection.execute(RESET) if self._resets_session else NONE_FOUND
+        except asyncpg.InterfaceError:
+            raise _busy() from None
+        if left != NONE_FOUND:
             raise own(PoolError("a lease has left prepared statements of its own; DEALLOCATE them"))
 
     async def clean(self, resource: asyncpg.Connection) -> None:
@@ -210,6 +218,10 @@ async def _connect(dsn: str | None, options: dict[str, Any]) -> Any:
 
 def _kind(error: Exception) -> str:
     return type(error).__name__
+
+
+def _busy() -> PoolError:
+    return own(PoolError("the connection is busy: its query still runs or was just cancelled"))
 
 
 def _mistake(text: str) -> PoolConfigError:
@@ -252,9 +264,6 @@ def _leasable(kind: type[asyncpg.Connection]) -> type[asyncpg.Connection]:
             self._query_loggers.update(loggers)
             self._termination_listeners.clear()
             self._termination_listeners.update(listeners)
-
-        def get_reset_query(self) -> str:
-            return ""  # the manager has its own
 
         async def set_type_codec(self, *args: Any, **options: Any) -> None:
             self.has_new_codecs = True
