@@ -128,14 +128,17 @@ each_trace = pytest.mark.parametrize(("leave", "question", "fresh", "left"), SES
 
 
 @each_trace
+@pytest.mark.parametrize("has_transaction", [False, True])
 async def test_a_session_is_as_the_first_lease_found_it(
-    postgres_url: str, leave: str, question: str, fresh: object, left: object
+    postgres_url: str, leave: str, question: str, fresh: object, left: object, *, has_transaction: bool
 ) -> None:
     async with pool_of(postgres_url) as pool:
 
         async def act(connection: Connection) -> None:
             await run(connection, leave)
             assert await value(connection, question) == left
+            if not has_transaction:
+                await connection.rollback()
 
         assert await after(pool, act, lambda connection: value(connection, question)) == fresh
 
@@ -313,6 +316,30 @@ async def test_reset_transaction_asks_the_server_nothing_unless_a_transaction_is
             await manager.change(connection)
             await observer.rollback()
             assert await value(observer, query, pid(connection)) == "ROLLBACK"
+        finally:
+            await manager.clean(connection)
+
+
+@pytest.mark.parametrize(("has_transaction", "begin"), [(False, "DISCARD ALL"), (True, "ROLLBACK; CLOSE ALL;")])
+async def test_a_reset_asks_the_server_once_also_with_a_transaction_open_and_statements_prepared(
+    postgres_url: str, begin: str, *, has_transaction: bool
+) -> None:
+    manager = PsycopgManager(postgres_url)
+    async with pool_of(postgres_url, autocommit=True) as observers, observers.lease() as observer:
+        connection = await manager.create()
+
+        async def last() -> str:
+            query = "SELECT query FROM pg_stat_activity WHERE pid = %s"
+            return " ".join((await value(observer, query, pid(connection))).split())
+
+        try:
+            assert await prepare_by_itself(connection) == 1
+            if not has_transaction:
+                await connection.commit()
+            await manager.change(connection)
+            assert (await last()).startswith(begin)
+            await connection.execute("SELECT 'mine'")
+            assert await last() == "SELECT 'mine'"  # and no DEALLOCATE after it
         finally:
             await manager.clean(connection)
 

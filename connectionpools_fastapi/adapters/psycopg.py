@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
@@ -14,9 +14,11 @@ from ._postgres import advice
 from ._socket import has_news
 
 try:
-    from psycopg import AsyncConnection, AsyncCursor, Error, ProgrammingError, __version__
+    from psycopg import AsyncConnection, Error, ProgrammingError, __version__
     from psycopg.conninfo import conninfo_to_dict
-    from psycopg.pq import PipelineStatus, TransactionStatus
+    from psycopg.errors import error_from_result
+    from psycopg.generators import execute
+    from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
     from psycopg.waiting import wait_async
 
     if tuple(map(int, __version__.split(".")[:2])) < (3, 2):
@@ -30,6 +32,22 @@ except ImportError as _error:
 
 Dsn = str | Callable[[], str | Awaitable[str]]
 
+# DISCARD ALL has to be alone, so where there is a transaction to be ended as well this is its parts, as
+# PostgreSQL's manual has them: one round trip for either.
+DISCARD_ALL = b"DISCARD ALL"
+ROLLBACK_AND_DISCARD_ALL = b"""
+ROLLBACK;
+CLOSE ALL;
+SET SESSION AUTHORIZATION DEFAULT;
+RESET ALL;
+DEALLOCATE ALL;
+UNLISTEN *;
+SELECT pg_catalog.pg_advisory_unlock_all();
+DISCARD PLANS;
+DISCARD TEMP;
+DISCARD SEQUENCES
+"""
+
 CONNECT_WITHIN = 5
 CLOSE_WITHIN = 1.0
 
@@ -42,16 +60,16 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
     """Connects to PostgreSQL by psycopg 3, and lets no lease see what an earlier one has left behind.
 
     Write `ConnectionPool(PsycopgManager("postgresql://..."), limit=10, name="db")`, on
-    asyncio. Each `reset` rolls back an open transaction (one round trip, none if no
-    transaction is open), gives the connection its own settings back (autocommit, isolation
-    level, row factory and the like) and removes handlers of notices and notifications that
-    a lease has added; adapters that it has registered stay. Beyond that it is a choice:
+    asyncio. Each `reset` rolls back an open transaction, gives the connection its own
+    settings back (autocommit, isolation level, row factory and the like) and removes
+    handlers of notices and notifications that a lease has added; adapters that it has
+    registered stay. Beyond that it is a choice:
 
-    - "session" brings everything back to what it was after connecting, by DISCARD ALL: role,
-      settings, temporary tables, advisory locks, LISTEN, cursors, prepared statements. It
-      costs one round trip, and one more if psycopg has prepared a statement.
+    - "session" brings everything back to what it was after connecting, as DISCARD ALL does:
+      role, settings, temporary tables, advisory locks, LISTEN, cursors, prepared statements.
+      It costs one round trip, with the rollback.
     - "transaction" leaves the rest as it is: right if no lease changes its session, and for
-      statements that are to stay prepared.
+      statements that are to stay prepared. It costs none if no transaction is open.
 
     A connection is destroyed instead of being reset if it is still in use (a query, COPY,
     pipeline, transaction block or `notifies()` that nobody has left), or if a query was
@@ -154,8 +172,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         if resource.closed or resource.pgconn.transaction_status != TransactionStatus.IDLE:
             return False
         assert isinstance(resource, _Connection)  # noqa: S101 - create makes no other
-        with resource.tended():
-            await _execute_alone(resource, "")
+        await resource.ask(b"")
         return True
 
     def doubtful(self, resource: AsyncConnection[Any]) -> bool:
@@ -182,14 +199,15 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         if fault := _fault(resource):
             raise own(PoolError(fault))
         assert isinstance(resource, _Connection)  # noqa: S101 - as above
-        with resource.tended():
-            await resource.rollback()  # no round trip if none is open
-            await resource.restore()
-            if self._reset == "session":
-                # Not always does psycopg notice that the statements which it counts on are gone.
-                resource._prepared.clear()
-                await _execute_alone(resource, "DISCARD ALL")
-            resource.forget_notifications()
+        if self._reset == "session":
+            is_idle = resource.pgconn.transaction_status == TransactionStatus.IDLE
+            await resource.ask(DISCARD_ALL if is_idle else ROLLBACK_AND_DISCARD_ALL)
+            resource.forget_prepared()
+        else:
+            with resource.tended():
+                await resource.rollback()
+        await resource.restore()
+        resource.forget_notifications()
 
     async def clean(self, resource: AsyncConnection[Any]) -> None:
         """Close a connection; a query that still runs is cancelled, for which the server has a second.
@@ -268,6 +286,18 @@ class _Connection(AsyncConnection[Any]):
         finally:
             self._is_tended = False
 
+    async def ask(self, script: bytes) -> None:
+        """Have the server execute a script, in one round trip; psycopg begins no transaction for it."""
+        with self.tended():
+            async with self.lock:
+                await self.wait(self._ask(script))
+
+    def _ask(self, script: bytes) -> Generator[Any, Any, None]:
+        self.pgconn.send_query(script)
+        for result in (yield from execute(self.pgconn)):
+            if result.status == ExecStatus.FATAL_ERROR:
+                raise error_from_result(result)
+
     def remember(self) -> None:
         """Keep the settings that it has now for `restore`."""
         self._attributes = {name: getattr(self, name) for name in ATTRIBUTES}
@@ -283,6 +313,10 @@ class _Connection(AsyncConnection[Any]):
                 await getattr(self, f"set_{name}")(value)
         self._notice_handlers[:], self._notify_handlers[:] = self._handlers
 
+    def forget_prepared(self) -> None:
+        """Count on no statement any more: the server has none that psycopg believes to have prepared."""
+        self._prepared = type(self._prepared)()
+
     def forget_notifications(self) -> None:
         """Let nobody hear what was meant for an earlier lease."""
         backlog = getattr(self, "_notifies_backlog", None)  # older versions keep none
@@ -297,6 +331,8 @@ def _fault(connection: AsyncConnection[Any]) -> str | None:
         return "somebody was cancelled in the midst of a query"
     if connection.pgconn.pipeline_status != PipelineStatus.OFF:
         return "a pipeline was not left"
+    if connection._num_transactions or connection._tpc:
+        return "a transaction block or a two-phase transaction was not left"
     if connection.lock.locked():
         return "somebody still uses the connection: a query, a COPY or notifies() is not at its end"
     return None
@@ -304,11 +340,3 @@ def _fault(connection: AsyncConnection[Any]) -> str | None:
 
 def _mistake(what: str) -> PoolConfigError:
     return own(PoolConfigError(f"PsycopgManager cannot connect: {what}"))
-
-
-async def _execute_alone(connection: AsyncConnection[Any], query: Literal["", "DISCARD ALL"]) -> None:
-    """Execute a query outside of any transaction."""
-    before = connection.autocommit
-    await connection.set_autocommit(True)
-    await AsyncCursor(connection).execute(query, prepare=False)
-    await connection.set_autocommit(before)
