@@ -67,7 +67,7 @@ class Allocation(Ledger[T]):
             WouldDeadlock: If it would wait for itself, or close a circle of those who wait for each other.
             TooManyWaiting: If the queue is full.
         """
-        slot = self.try_acquire(now)
+        slot = None if self.queue.size and not self.free else self.try_acquire(now)
         if slot is not None:
             return slot
         if self.outage.failures and self._is_down():
@@ -88,9 +88,12 @@ class Allocation(Ledger[T]):
         waiter.asked_at = now
         waiter.deadline = None if timeout is None else now + timeout
         self.gate = True
-        self.queue.join(waiter)
-        self._watch_holds(now)
-        if self.free or self._has_room():  # else there is nothing to settle, as so often under load
+        queue = self.queue
+        queue.join(waiter)
+        self.due = min(self.due, queue.due)
+        if self._max_hold < NEVER:
+            self._watch_holds(now)
+        if self.free or len(self.slots) < self.limit:  # else there is nothing to settle, as so often under load
             self.settle(now)
         return None
 
@@ -200,20 +203,20 @@ class Allocation(Ledger[T]):
         self.settle(now)
 
     def _come_back(self, slot: Slot[T], now: float) -> None:
+        if self._is_calm and self.queue.size and self._returns_are_fresh and not slot.doubted:
+            # Straight to the next in line, and nothing else changes: as each lease comes back under load.
+            slot.fresh_until = now + self._fresh_after_use
+            self._grant(slot, now)
+            if not self.queue.size:
+                self._set_gate()
+            return
         reason = self._why_retire(slot, now)
         if reason is not None:
             self._discard(slot, reason)
         else:
             # While `create` fails, use proves nothing: only a check does.
             is_stale = slot.doubted or (self.outage.failures and self.has_check)
-            self._freshened(slot, now, -NEVER if is_stale else self._fresh_after_use)
-            if self.queue.size and now <= slot.fresh_until and self.status is OPEN:
-                # Straight to the next in line, and nothing else changes.
-                self._grant(slot, now)
-                if not self.queue.size:
-                    self._set_gate()
-                return
-            self._make_free(slot)
+            self._make_free(self._freshened(slot, now, -NEVER if is_stale else self._fresh_after_use))
         self.settle(now)
 
     # --- what the hooks said ------------------------------------------------------------------
@@ -291,8 +294,11 @@ class Allocation(Ledger[T]):
             self._sweep_free()
         while self._is_above_limit() and (slot := self._pop_coldest()) is not None:
             self._discard(slot, "resize")
-        if self.status is SUSPENDED:
-            return
+        if self.status is not SUSPENDED:
+            self._serve(now)
+        self.due = self.next_deadline()
+
+    def _serve(self, now: float) -> None:
         while self.queue and (slot := self._pop_fresh(now)) is not None:
             self._grant(slot, now)
         # Whatever is being created: that may take long.
@@ -308,20 +314,25 @@ class Allocation(Ledger[T]):
         self._set_gate()
 
     def _set_gate(self) -> None:
+        self._is_calm = (
+            self.status is OPEN
+            and not self.outage.failures
+            and not self.generations.are_turning_over()
+            and not self._is_above_limit()
+        )
         self.gate = (
-            self.status is not OPEN
-            or len(self.queue) > 0
-            or self.outage.failures > 0
-            or self.generations.are_turning_over()
-            or self._is_above_limit()
+            not self._is_calm
+            or self.queue.size > 0
             or self._tells_each
             or (self._look_at_holds == NEVER and self._max_hold < NEVER)
         )
 
     def _grant(self, slot: Slot[T], now: float) -> None:
         waiter = self.queue.next()
-        self._lease_out(slot, now)
         waiter.slot = slot
+        slot.since = now
+        slot.leases += 1
+        self.taken[slot.key] = slot
         waited = now - waiter.asked_at
         self.totals.wait.record(waited)
         if self._tells_each:
@@ -410,6 +421,7 @@ class Allocation(Ledger[T]):
         """See to it that somebody looks, in time, who holds a lease for too long."""
         if self._look_at_holds == NEVER:
             self._look_at_holds = now + self._max_hold
+            self.due = min(self.due, self._look_at_holds)
 
     def _note_refusal(self, reason: str) -> None:
         self.totals.refusals[reason] += 1

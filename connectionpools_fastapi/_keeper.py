@@ -89,9 +89,8 @@ class Keeper(Generic[T]):
                     return decide(*args)
                 finally:
                     self._decider = None
-                    due = self._state.next_deadline()
-                    if due < self._due:
-                        self._due = due
+                    if self._state.due < self._due:
+                        self._due = self._state.due
                         ring_earlier = True
         finally:
             del cause

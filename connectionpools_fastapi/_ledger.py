@@ -8,6 +8,7 @@ they may come in between at any time, nobody may rely on what `free` held a mome
 """
 
 import random
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +25,7 @@ from ._slot import NEVER, Creation, Slot
 from ._totals import Totals
 from ._upkeep import Upkeep
 from .manager import T
+from .stats import USE_BOUNDS
 
 
 class Status(Enum):
@@ -73,6 +75,10 @@ class Ledger(Generic[T]):
         self._look_at_holds = NEVER  # when to look who holds for too long; infinity while nobody was seen to
         self.heard: frozenset[str] = frozenset()  # events that listeners want to be told of
         self._tells_each = False  # leases and returns among them
+        # When to look what time has made due: no later than needed.
+        self.due = NEVER
+        # Whether the pool is open and neither failing nor turning over nor above its limit.
+        self._is_calm = False
         # Raised while anything but "take a free one, put it back" may be called for.
         self.gate = True
         # A resource is in exactly one of these; `slots` has all but those in `cleaning`.
@@ -92,6 +98,7 @@ class Ledger(Generic[T]):
         self.outage = Outage(chance)
         self.upkeep: Upkeep[T] = Upkeep(policy, self.slots, chance)
         self._retires = self.upkeep.retires
+        self._returns_are_fresh = not self._retires and self._fresh_after_use > 0
         self.totals = Totals()
         # Left for the caller to carry out, by any thread, without the lock.
         self.todo: deque[tuple[Action, Any]] = deque()
@@ -132,7 +139,8 @@ class Ledger(Generic[T]):
             raise report.not_leased(self)
         slot.holder = slot.lease = None
         used, slot.since = now - slot.since, now
-        slot.record_use(used)
+        slot.use_counts[bisect_left(USE_BOUNDS, used)] += 1
+        slot.use_sum += used
         if self.heard and slot.generation != LOST:  # else it was told when it was written off
             self._tell("on_release", used)
 
@@ -173,6 +181,10 @@ class Ledger(Generic[T]):
         slot.since = now
         slot.leases += 1
         self.taken[slot.key] = slot
+
+    def next_deadline(self) -> float:
+        """Say when time makes something due; infinity if never."""
+        raise NotImplementedError
 
     def _tell(self, event: str, *facts: object) -> None:
         if event in self.heard:
@@ -297,6 +309,13 @@ class Ledger(Generic[T]):
             ),
             "there are no more than the limit, or at least none that is free": not self._is_above_limit() or not free,
             "there are no more calls of create than allowed": len(self.creating) <= self.policy.max_creating,
+            "what is calm is": not self._is_calm
+            or (
+                is_open
+                and not self.outage.failures
+                and not self.generations.are_turning_over()
+                and not self._is_above_limit()
+            ),
             "the gate is up where somebody waits": self.gate or not waiting,
             "the gate is up unless the pool is open": self.gate or is_open,
             "the gate is up while create fails": self.gate or not self.outage.failures,
@@ -332,6 +351,7 @@ class Ledger(Generic[T]):
             "each one that is leased was leased out once more than given back": all(
                 slot.leases - sum(slot.use_counts) == (slot.key in self.taken) for slot in slots
             ),
+            "what time makes due is not looked at too late": self.due <= self.next_deadline(),
             "the states of the statistics add up": self._adds_up(now, len(taken)),
         }
         broken = [promise for promise, kept in promises.items() if not kept]

@@ -212,8 +212,8 @@ def task_waiter(task: object = None) -> TaskWaiter[Any]:
         loop: asyncio.AbstractEventLoop = task.get_loop()  # type: ignore[attr-defined] # if it is asyncio's
     except AttributeError:
         if not _in_trio():
-            return AsyncioWaiter(asyncio.get_running_loop())
+            return AsyncioWaiter.of(asyncio.get_running_loop())
         from ._trio import TrioWaiter  # noqa: PLC0415 - trio is not a dependency
 
         return TrioWaiter(task)
-    return AsyncioWaiter(loop, task)
+    return AsyncioWaiter.of(loop, task)

@@ -66,7 +66,7 @@ class Prober:
             return known
         try:
             with anyio.move_on_after(timeout):
-                await watcher
+                await watcher.parked
                 return self._failed_at == NEVER
             return False
         finally:

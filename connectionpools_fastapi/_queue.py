@@ -27,7 +27,7 @@ class Queue(Generic[T]):
         # May hold waiters that are gone, but never as the first.
         self._line: deque[Waiter[T]] = deque()
         self.size = 0  # as `len` says, for those who ask at each lease
-        self._owners: dict[object, int] = {}  # how many each of them has here
+        self._owners: dict[object, Waiter[T]] = {}  # the last waiter of each, as most have but one
         # Of those who were here when somebody last looked; these too may be gone.
         self._deadlines: list[tuple[float, int, Waiter[T]]] = []
         self._order = count()
@@ -51,7 +51,7 @@ class Queue(Generic[T]):
         waiter.waits = True
         self._line.append(waiter)
         self.size += 1
-        self._owners[waiter.owner] = self._owners.get(waiter.owner, 0) + 1
+        self._owners[waiter.owner] = waiter
         if waiter.deadline is not None and waiter.deadline < self.due:
             self.due = waiter.deadline
         if waiter.client is not None:
@@ -60,15 +60,11 @@ class Queue(Generic[T]):
 
     def leave(self, waiter: Waiter[T]) -> None:
         """Let a waiter go, from wherever it stands."""
-        waiter.waits = False
-        self.size -= 1
-        left = self._owners.pop(waiter.owner) - 1
-        if left:
-            self._owners[waiter.owner] = left
-        waiter.owner = waiter.request = waiter.client = None  # they must not live on with its deadline
         line = self._line
-        while line and not line[0].waits:
-            line.popleft()
+        if line[0] is waiter:
+            self.next()
+            return
+        self._forget(waiter)
         if len(line) > 2 * self.size + 64:
             self._line = deque(self)
 
@@ -82,9 +78,19 @@ class Queue(Generic[T]):
 
     def next(self) -> Waiter[T]:
         """Let the one go who has waited the longest; return it."""
-        waiter = self._line[0]
-        self.leave(waiter)
+        line = self._line
+        waiter = line.popleft()
+        self._forget(waiter)
+        while line and not line[0].waits:
+            line.popleft()
         return waiter
+
+    def _forget(self, waiter: Waiter[T]) -> None:
+        waiter.waits = False
+        self.size -= 1
+        if self._owners.get(waiter.owner) is waiter:
+            del self._owners[waiter.owner]
+        waiter.owner = waiter.request = waiter.client = None  # they must not live on with its deadline
 
     def overdue(self, now: float) -> Iterator[Waiter[T]]:
         """Yield, one after the other, who waits although its time is over; each has to leave."""

@@ -132,6 +132,7 @@ class State(Allocation[T]):
             raise report.not_open(self)
         self.status = SUSPENDED
         self.gate = True
+        self._is_calm = False
 
     def resume(self, now: float) -> None:
         """Serve callers again, and take what is known of failures for out of date.
@@ -238,14 +239,10 @@ class State(Allocation[T]):
             self._look_at_leases(now)
         if now >= self._retry_at():
             self._start_creation(now)
+        self.due = self.next_deadline()
 
     def next_deadline(self) -> float:
-        """Say when `tick` is due; infinity if never."""
-        # Asked after each decision: most pools have nothing but a queue to look after.
-        due = min(self.queue.due, self._look_at_holds)
-        if self.upkeep.looks or self.outage.failures:
-            due = min(due, self.upkeep.next_deadline(), self._retry_at())
-        return due
+        return min(self.queue.due, self.upkeep.next_deadline(), self._look_at_holds, self._retry_at())
 
     def _look_after(self, slot: Slot[T], now: float) -> None:
         """Retire or check a resource whose time has come, if it is free."""

@@ -40,7 +40,7 @@ class TaskFront(Front[T]):
         try:
             waiter: TaskWaiter[T] = task_waiter()
             while waiter.error is None and self._commit(self._state.watch_min_free, waiter):
-                await waiter
+                await waiter.parked
                 waiter = task_waiter()
             if waiter.error is not None:
                 raise waiter.error
@@ -99,7 +99,7 @@ class TaskFront(Front[T]):
             return True
         try:
             with anyio.move_on_after(seconds):
-                await waiter
+                await waiter.parked
                 return True
             return False
         finally:
@@ -150,7 +150,7 @@ class TaskFront(Front[T]):
         """
         done: TaskWaiter[T] | None = self._give_back(self._leased(resource), task_waiter)
         if done is not None:
-            await done
+            await done.parked
 
     async def probe(self, *, max_age: float = 5.0, timeout: float = 2.0) -> bool:
         """Find out whether the back-end answers, without ever queueing for a resource.
@@ -178,7 +178,7 @@ class TaskFront(Front[T]):
             return known
         try:
             with anyio.move_on_after(timeout):
-                await watcher
+                await watcher.parked
                 return watcher.error is None
             return False
         finally:
@@ -195,7 +195,7 @@ class TaskFront(Front[T]):
         loop = self._keeper.loop
         try:
             if waiter.deadline is None or (loop is not None and waiter.loop is loop.native):
-                await waiter
+                await waiter.parked
             else:
                 await self._park_elsewhere(waiter)
         except BaseException:
@@ -204,12 +204,13 @@ class TaskFront(Front[T]):
         finally:
             if client is not None:
                 client.unwatch(waiter)
-        return self._granted(waiter)
+        slot = waiter.slot
+        return slot if slot is not None and not self._hooks.are_async else self._granted(waiter)
 
     async def _park_elsewhere(self, waiter: TaskWaiter[T]) -> None:
         assert waiter.deadline is not None  # noqa: S101 - who waits for ever just waits
         # A task of another loop watches its own time: the pool's loop may be blocked, or have ended.
         with anyio.move_on_after(waiter.deadline - waiter.asked_at):
-            await waiter
+            await waiter.parked
             return
         self._commit(self._state.time_out, waiter, self._clock())

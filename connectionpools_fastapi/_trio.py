@@ -13,24 +13,35 @@ from ._waiters import TaskWaiter
 from .manager import T
 
 
+class Parked:
+    """Waits for an event, once somebody awaits it."""
+
+    __slots__ = ("event",)
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self.event.wait().__await__()
+
+
 class TrioWaiter(TaskWaiter[T]):
     """A task of trio."""
 
-    __slots__ = ("_event",)
+    __slots__ = ()
+
+    parked: Parked
 
     def __init__(self, owner: object = None) -> None:
         super().__init__(owner)
-        self._event = trio.Event()
         self.loop = trio.lowlevel.current_trio_token()
-
-    def __await__(self) -> Generator[Any, None, None]:
-        return self._event.wait().__await__()
+        self.parked = Parked()
 
     def call_soon(self, call: Callable[[], object]) -> None:
         self.loop.run_sync_soon(call)
 
     def wake(self) -> None:
-        self.loop.run_sync_soon(self._event.set)
+        self.loop.run_sync_soon(self.parked.event.set)
 
 
 class TrioLoop(Loop):

@@ -31,7 +31,7 @@ class Upkeep(Generic[T]):
         self._keepalive = policy.keepalive or NEVER
         self._max_uses = policy.max_uses or NEVER
         # By key and not by slot: what is gone must not be kept alive until its time.
-        self.looks: list[tuple[float, int]] = []
+        self._looks: list[tuple[float, int]] = []
         self.retires = self._max_lifetime < NEVER or self._max_uses < NEVER
 
     def enter(self, slot: Slot[T], now: float) -> None:
@@ -68,24 +68,24 @@ class Upkeep(Generic[T]):
         )
         slot.look_at = max(look_at, math.nextafter(now, NEVER))  # not now again, however short the times are
         if slot.look_at < NEVER:
-            heapq.heappush(self.looks, (slot.look_at, slot.key))
-            if len(self.looks) > 2 * len(self._slots) + 64:
-                self.looks = [look for look in self.looks if self._find(look) is not None]
-                heapq.heapify(self.looks)
+            heapq.heappush(self._looks, (slot.look_at, slot.key))
+            if len(self._looks) > 2 * len(self._slots) + 64:
+                self._looks = [look for look in self._looks if self._find(look) is not None]
+                heapq.heapify(self._looks)
 
     def due(self, now: float) -> Iterator[Slot[T]]:
         """Yield, one after the other, what is to be looked at; each has to be expected again, or to go."""
-        while self.looks and self.looks[0][0] <= now:
-            slot = self._find(heapq.heappop(self.looks))
+        while self._looks and self._looks[0][0] <= now:
+            slot = self._find(heapq.heappop(self._looks))
             if slot is not None:
                 slot.look_at = NEVER
                 yield slot
 
     def next_deadline(self) -> float:
         """Say when to ask what is due; infinity if never."""
-        while self.looks and self._find(self.looks[0]) is None:
-            heapq.heappop(self.looks)
-        return self.looks[0][0] if self.looks else NEVER
+        while self._looks and self._find(self._looks[0]) is None:
+            heapq.heappop(self._looks)
+        return self._looks[0][0] if self._looks else NEVER
 
     def _find(self, look: tuple[float, int]) -> Slot[T] | None:
         slot = self._slots.get(look[1])  # another resource may have the key by now

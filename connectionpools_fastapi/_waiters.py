@@ -6,7 +6,7 @@ under the pool's lock, and `wake` is called once after the lock is released.
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from .manager import T
@@ -48,46 +48,47 @@ class Waiter(Generic[T]):
 
 
 class TaskWaiter(Waiter[T]):
-    """A parked task of any event loop."""
+    """A parked task of any event loop: it awaits `parked`, and is the owner."""
 
-    __slots__ = ("loop",)
+    __slots__ = ("loop", "parked")
 
     loop: Any  # of asyncio, or the token of a run of trio
+    # Until `wake`; may be cancelled, then `slot` says whether a grant was faster.
+    parked: Awaitable[object]
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Call something in its loop; from any thread."""
-        raise NotImplementedError
-
-    def __await__(self) -> Generator[Any, None, None]:
-        """Park until `wake`; may be cancelled, then `slot` says whether a grant was faster."""
         raise NotImplementedError
 
 
 class AsyncioWaiter(TaskWaiter[T]):
     """A task of asyncio: a bare future, the fastest there is (measured, see the benchmarks)."""
 
-    __slots__ = ("_future",)
+    __slots__ = ()
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, owner: object = None) -> None:
-        super().__init__(owner)
-        self.loop: asyncio.AbstractEventLoop = loop
-        self._future: asyncio.Future[None] = loop.create_future()
+    loop: asyncio.AbstractEventLoop
+    parked: "asyncio.Future[None]"
 
-    def __await__(self) -> Generator[Any, None, None]:
-        return self._future.__await__()
+    @classmethod
+    def of(cls, loop: asyncio.AbstractEventLoop, task: object = None) -> "AsyncioWaiter[T]":
+        """Return a waiter for a task of this loop."""
+        waiter: AsyncioWaiter[T] = cls(task)
+        waiter.loop = loop
+        waiter.parked = loop.create_future()
+        return waiter
 
     def wake(self) -> None:
-        if asyncio._get_running_loop() is self.loop:
-            self._resolve()
-        else:
+        if asyncio._get_running_loop() is not self.loop:
             self.loop.call_soon_threadsafe(self._resolve)
+        elif not self.parked.done():  # a cancelled caller finds its grant in `slot`
+            self.parked.set_result(None)
 
     def call_soon(self, call: Callable[[], object]) -> None:
         self.loop.call_soon_threadsafe(call)
 
     def _resolve(self) -> None:
-        if not self._future.done():  # a cancelled caller finds its grant in `slot`
-            self._future.set_result(None)
+        if not self.parked.done():
+            self.parked.set_result(None)
 
 
 class ThreadWaiter(Waiter[T]):

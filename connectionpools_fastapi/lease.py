@@ -122,7 +122,7 @@ class Lease(Generic[T]):
                     raise
             else:
                 if done is not None:
-                    await done
+                    await done.parked
 
     def __enter__(self) -> T:
         """Acquire from a plain thread; raises what `ConnectionPool.acquire_sync` raises."""

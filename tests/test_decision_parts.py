@@ -313,7 +313,7 @@ def test_nothing_is_looked_at_where_nothing_is_asked_for() -> None:
     upkeep, enter, _ = upkeep_of()
     slot = enter(100.0)
     assert upkeep.next_deadline() == NEVER
-    assert upkeep.looks == []
+    assert upkeep._looks == []
     assert list(upkeep.due(1e9)) == []
     assert upkeep.why_retire(slot, 1e9) is None
     assert not upkeep.is_idle(slot, 1e9)
@@ -426,7 +426,7 @@ def test_looks_at_what_is_gone_are_dropped_now_and_then_and_not_at_each_step() -
     kept = []
     for number in range(100):
         gone = enter(1000.0 + number)
-        kept.append(len(upkeep.looks))
+        kept.append(len(upkeep._looks))
         del slots[gone.key]
     # At most two for each of the four that exist, and 64; the three that stay are kept.
     assert kept == [*range(4, 73), *range(4, 35)]
@@ -438,7 +438,7 @@ def test_when_looks_are_dropped_the_others_stay_in_order() -> None:
     upkeep, enter, slots = upkeep_of(max_idle=4.0)
     first, late, second, *others = [enter(since) for since in (1.0, 100.0, 2.0, 200.0, 201.0, 3.0, 4.0)]
     del slots[first.key], slots[second.key]
-    while len(upkeep.looks) >= 7:
+    while len(upkeep._looks) >= 7:
         gone = enter(1000.0)
         del slots[gone.key]
     assert list(upkeep.due(500.0)) == [others[2], others[3], late, others[0], others[1]]
@@ -448,32 +448,32 @@ def test_when_looks_are_dropped_the_others_stay_in_order() -> None:
 
 
 async def parked(waiter: TaskWaiter[Resource]) -> None:
-    await waiter
+    await waiter.parked
 
 
 def test_a_task_is_woken_at_once_within_its_loop_and_through_it_from_elsewhere() -> None:
     loop = asyncio.new_event_loop()
     try:
-        outside: AsyncioWaiter[Resource] = AsyncioWaiter(loop)
+        outside: AsyncioWaiter[Resource] = AsyncioWaiter.of(loop)
         assert (outside.slot, outside.error) == (None, None)
         outside.wake()
-        assert not outside._future.done(), "a future belongs to its loop"
+        assert not outside.parked.done(), "a future belongs to its loop"
         loop.run_until_complete(parked(outside))
 
         async def within() -> None:
-            inside: AsyncioWaiter[Resource] = AsyncioWaiter(loop)
+            inside: AsyncioWaiter[Resource] = AsyncioWaiter.of(loop)
             inside.wake()
-            assert inside._future.done()
-            await inside
+            assert inside.parked.done()
+            await inside.parked
 
         loop.run_until_complete(within())
         other = asyncio.new_event_loop()
         try:
-            foreign: AsyncioWaiter[Resource] = AsyncioWaiter(loop)
+            foreign: AsyncioWaiter[Resource] = AsyncioWaiter.of(loop)
 
             async def elsewhere() -> None:
                 foreign.wake()
-                assert not foreign._future.done()
+                assert not foreign.parked.done()
 
             other.run_until_complete(elsewhere())
             loop.run_until_complete(parked(foreign))
@@ -485,7 +485,7 @@ def test_a_task_is_woken_at_once_within_its_loop_and_through_it_from_elsewhere()
 
 def test_a_task_waits_until_it_is_woken_and_a_cancelled_one_may_be_woken_too() -> None:
     async def main() -> None:
-        waiter: AsyncioWaiter[Resource] = AsyncioWaiter(asyncio.get_running_loop())
+        waiter: AsyncioWaiter[Resource] = AsyncioWaiter.of(asyncio.get_running_loop())
         task = asyncio.create_task(parked(waiter))
         await asyncio.sleep(0)
         assert not task.done()
