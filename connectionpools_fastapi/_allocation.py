@@ -67,9 +67,10 @@ class Allocation(Ledger[T]):
             WouldDeadlock: If it would wait for itself, or close a circle of those who wait for each other.
             TooManyWaiting: If the queue is full.
         """
-        slot = None if self.queue.size and not self.free else self.try_acquire(now)
-        if slot is not None:
-            return slot
+        if self.free or not self.queue.size:  # else somebody was here before, and has got nothing either
+            slot = self.try_acquire(now)
+            if slot is not None:
+                return slot
         if self.outage.failures and self._is_down():
             self._note_refusal("unavailable")
             raise report.unavailable(self, now)

@@ -112,7 +112,7 @@ class Ledger(Generic[T]):
 
     def take(self, now: float) -> Slot[T] | None:
         """Lease out a free resource that is fresh; None where the lock is needed to say more."""
-        if self.gate or (len(self.free) <= self._min_free and len(self.slots) < self.limit):
+        if self.gate or (self._min_free and len(self.free) <= self._min_free and len(self.slots) < self.limit):
             return None
         try:
             slot = self._next_free()

@@ -114,7 +114,9 @@ class Lease(Generic[T]):
         """Give the resource back, unless the block discarded or detached it."""
         slot = self._phase
         if isinstance(slot, Slot):
-            self._end(slot)
+            if slot.leases != self._turn:
+                self._see_that_it_is_gone(slot)
+            self._phase = ENDED
             try:
                 done: TaskWaiter[T] | None = self._pool._give_back(slot, task_waiter)
             except NotLeased:
@@ -137,7 +139,9 @@ class Lease(Generic[T]):
         """Give the resource back, unless the block discarded or detached it."""
         slot = self._phase
         if isinstance(slot, Slot):
-            self._end(slot)
+            if slot.leases != self._turn:
+                self._see_that_it_is_gone(slot)
+            self._phase = ENDED
             try:
                 self._pool._give_back_sync(slot)
             except NotLeased:
@@ -157,11 +161,10 @@ class Lease(Generic[T]):
         self._phase = slot
         return slot.resource
 
-    def _end(self, slot: Slot[T]) -> None:
+    def _see_that_it_is_gone(self, slot: Slot[T]) -> None:
         # A slot that was given back by its resource may be in other hands by now.
-        if slot.leases != self._turn and self._pool._state.holds(slot):
+        if self._pool._state.holds(slot):
             raise self._not_leased(ENDED)
-        self._phase = ENDED
 
     def _slot(self) -> Slot[T]:
         slot = self._phase
