@@ -188,6 +188,36 @@ async def test_who_listened_and_logged_hears_nothing_of_the_next_lease(postgres_
 
 
 @pytest.mark.parametrize("reset", RESETS)
+async def test_a_transaction_that_was_ended_behind_the_back_of_the_driver_is_forgotten(
+    postgres_url: str, reset: Reset
+) -> None:
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    async with pool_of(AsyncpgManager(postgres_url, reset=reset)) as pool:
+        async with pool.lease() as connection:
+            await start_transaction(connection)
+            await connection.execute("ROLLBACK")
+        async with pool.lease() as connection, connection.transaction():
+            assert connection.is_in_transaction()
+        assert pool.stats().creates == 1
+
+
+@pytest.mark.parametrize("reset", RESETS)
+async def test_a_transaction_that_is_left_open_is_reported(postgres_url: str, reset: Reset) -> None:
+    reports: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reports.append(context["message"]))
+    async with pool_of(AsyncpgManager(postgres_url, reset=reset)) as pool:
+        for leave in (start_transaction, fail_in_transaction):
+            async with pool.lease() as connection:
+                async with connection.transaction():
+                    await connection.execute("SELECT")
+                assert reports == []
+                await leave(connection)
+            async with pool.lease():
+                assert ["transaction open" in report for report in reports] == [True]
+            reports.clear()
+
+
+@pytest.mark.parametrize("reset", RESETS)
 async def test_statements_that_the_driver_has_prepared_stay_prepared(postgres_url: str, reset: Reset) -> None:
     async with pool_of(AsyncpgManager(postgres_url, reset=reset)) as pool:
         for _ in range(2):
@@ -405,7 +435,7 @@ async def proxy(postgres_url: str) -> AsyncIterator[Proxy]:
     ("reset", "leave", "round_trips"),
     [
         ("session", "SELECT", 1),
-        ("session", "BEGIN", 2),
+        ("session", "BEGIN", 1),
         ("transaction", "SELECT", 0),
         ("transaction", "SET ROLE pg_read_all_data", 0),
         ("transaction", "BEGIN", 1),

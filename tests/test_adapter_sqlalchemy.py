@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import pytest
@@ -242,6 +242,51 @@ async def test_what_was_begun_below_sqlalchemy_is_ended_before_the_driver_is_res
     async with pool_of(database) as pool:
         await after(pool, lambda connection: connection.get_isolation_level(), lambda _: value(_, "SELECT 1"))
     assert caplog.records == []  # asyncpg complains of a transaction that is reset
+
+
+@each_reset
+async def test_who_comes_after_one_that_began_below_sqlalchemy_has_a_transaction_of_its_own(
+    server: URL, reset: str
+) -> None:
+    async with pool_of(server, reset=reset) as pool:
+        async with pool.lease() as connection:
+            await run(connection, *TABLES)
+        await after(pool, lambda _: _.get_isolation_level(), lambda _: _.execute(NOTE))
+        async with pool.lease() as connection:
+            assert await value(connection, "SELECT count(*) FROM notes") == 0
+
+
+@each_reset
+async def test_the_rollback_is_part_of_the_one_round_trip_of_the_reset(
+    server: URL, reset: Literal["session", "transaction"]
+) -> None:
+    manager = SqlalchemyManager(server, reset=reset)
+    async with pool_of(server, isolation_level="AUTOCOMMIT") as observers, observers.lease() as observer:
+        connection = await manager.create()
+        try:
+            backend = await value(connection, "SELECT pg_backend_pid()")
+            await manager.change(connection)
+            query = f"SELECT query FROM pg_stat_activity WHERE pid = {backend}"  # noqa: S608 - the server's own number
+            last = await value(observer, query)
+            assert last.strip().startswith("ROLLBACK")
+            assert ("RESET ALL" in last) is (reset == "session")
+            assert not connection.in_transaction()
+        finally:
+            await manager.clean(connection)
+
+
+async def test_a_reset_of_sqlite_asks_the_thread_of_the_connection_once(tmp_path: Path) -> None:
+    manager = SqlalchemyManager(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}")
+    connection = await manager.create()
+    await run(connection, *TABLES)
+    await connection.execute(NOTE)
+    thread: Any = await below(connection)
+    assert thread.in_transaction
+    asked = thread._asked
+    await manager.change(connection)
+    assert thread._asked == asked + 1
+    assert await value(connection, "SELECT count(*) FROM notes") == 0
+    await manager.clean(connection)
 
 
 async def test_what_sqlalchemy_sets_up_for_sqlite_stays_also_if_the_reset_has_to_connect_anew(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class _Connection(aiosqlite.Connection):
         self._database = database
         self._session: Session | None = None
         self._is_over = False
+        self.needs_rollback = True
         # Each is changed by one thread only: by the one that asks, and by the one that answers.
         self._asked = 0
         self._answered = 0
@@ -80,6 +81,11 @@ class _Connection(aiosqlite.Connection):
 
         self._asked += 1
         return await cast("Any", super())._execute(answer)
+
+    async def rollback(self) -> None:
+        """Roll back, unless it was done already for somebody above who does not know."""
+        if self.needs_rollback:
+            await super().rollback()
 
     async def on_session(self, act: Callable[[Session], Any]) -> Any:
         """Have the thread do something with the connection, after all that it was asked before."""

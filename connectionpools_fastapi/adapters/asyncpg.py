@@ -37,6 +37,7 @@ DISCARD SEQUENCES;
 SELECT FROM pg_catalog.pg_prepared_statement() WHERE pg_catalog.left(name, 10) OPERATOR(pg_catalog.<>) '__asyncpg_'
 """
 NONE_FOUND = "SELECT 0"
+ROLLBACK = "ROLLBACK;"  # as asyncpg writes it
 
 CONNECT_WITHIN = 5.0
 CLOSE_WITHIN = 2.0
@@ -47,11 +48,11 @@ Dsn = str | Callable[[], str | Awaitable[str]]
 class AsyncpgManager(ResourceManager[asyncpg.Connection]):
     """Connects to PostgreSQL by asyncpg, and lets no lease see what an earlier one has left behind.
 
-    Either `reset` rolls back a transaction that is still open (asyncpg reports it to the
-    event loop's exception handler) and takes away the listeners and loggers that a lease
-    has added. Beyond that:
+    Either `reset` rolls back a transaction that is still open (and reports it to the event
+    loop's exception handler, as asyncpg does) and takes away the listeners and loggers that
+    a lease has added. Beyond that:
 
-    - "session" brings back all that PostgreSQL keeps of a session, in one round trip: role,
+    - "session" brings back all that PostgreSQL keeps of a session, in the same round trip: role,
       settings, temporary tables, advisory locks, LISTEN, cursors, sequences. `asyncpg.Pool`
       does less in as many: it leaves SET ROLE and temporary tables behind. Statements that
       asyncpg has prepared stay prepared, so that no lease has to prepare them again.
@@ -175,13 +176,16 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         is_busy = connection._protocol._is_cancelling() if self._resets_session else await _is_busy(connection)
         if is_busy:
             raise _busy()
+        script = RESET if self._resets_session else ""
+        connection.recall()
+        if connection.has_transaction:
+            connection.forget_transaction()
+            script = f"{ROLLBACK}{script}"
         try:
-            await connection._reset()  # what `reset` is without a time limit and a query
-            connection.recall()
-            left = await connection.execute(RESET) if self._resets_session else NONE_FOUND
+            left = await connection.execute(script) if script else ""
         except asyncpg.InterfaceError:
             raise _busy() from None
-        if left != NONE_FOUND:
+        if self._resets_session and left != NONE_FOUND:
             raise own(PoolError("a lease has left prepared statements of its own; DEALLOCATE them"))
 
     async def clean(self, resource: asyncpg.Connection) -> None:
@@ -248,33 +252,60 @@ async def _is_busy(connection: Any) -> bool:
     return True
 
 
+class _Leasable(asyncpg.Connection):  # type: ignore[misc] # untyped
+    """Remembers what it was like before its first lease."""
+
+    _top_xact: Any
+    has_new_codecs = False
+    # Of those who begin a transaction unasked it is no news that one is open at the end.
+    reports_transactions = True
+    # Nor do they learn at once that the reset has ended it.
+    needs_rollback = True
+
+    def remember(self) -> None:
+        self._remembered = (set(self._query_loggers), set(self._termination_listeners))
+        self.has_new_codecs = False
+
+    @property
+    def has_transaction(self) -> bool:
+        """Whether one is open, or the driver believes so."""
+        return self._top_xact is not None or bool(self.is_in_transaction())
+
+    def recall(self) -> None:
+        self._listeners.clear()
+        self._log_listeners.clear()
+        loggers, listeners = self._remembered
+        self._query_loggers.clear()
+        self._query_loggers.update(loggers)
+        self._termination_listeners.clear()
+        self._termination_listeners.update(listeners)
+
+    def forget_transaction(self) -> None:
+        """Have the driver believe no longer in one that is about to be rolled back."""
+        is_left = self._top_xact is None or not self._top_xact._managed  # or who has begun it will end it
+        if is_left and self.reports_transactions:
+            message = f"AsyncpgManager: a lease has left a transaction open; it is rolled back: {self!r}"
+            self._loop.call_exception_handler({"message": message})
+        self._top_xact = None
+
+    async def execute(self, query: str, *args: Any, **options: Any) -> Any:
+        if query == ROLLBACK and not self.needs_rollback and not self.is_in_transaction():
+            return ""
+        return await super().execute(query, *args, **options)
+
+    async def set_type_codec(self, *args: Any, **options: Any) -> None:
+        self.has_new_codecs = True
+        await super().set_type_codec(*args, **options)
+
+    async def reset_type_codec(self, *args: Any, **options: Any) -> None:
+        self.has_new_codecs = True
+        await super().reset_type_codec(*args, **options)
+
+    async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
+        self.has_new_codecs = True
+        await super().set_builtin_type_codec(*args, **options)
+
+
 def _leasable(kind: type[asyncpg.Connection]) -> type[asyncpg.Connection]:
-    """Derive a kind of connection that remembers what it was like before its first lease."""
-
-    class Leasable(kind):  # type: ignore[misc] # any that asyncpg.connect takes
-        __slots__ = ("_remembered", "has_new_codecs")
-
-        def remember(self) -> None:
-            self._remembered = (set(self._query_loggers), set(self._termination_listeners))
-            self.has_new_codecs = False
-
-        def recall(self) -> None:
-            loggers, listeners = self._remembered
-            self._query_loggers.clear()
-            self._query_loggers.update(loggers)
-            self._termination_listeners.clear()
-            self._termination_listeners.update(listeners)
-
-        async def set_type_codec(self, *args: Any, **options: Any) -> None:
-            self.has_new_codecs = True
-            await super().set_type_codec(*args, **options)
-
-        async def reset_type_codec(self, *args: Any, **options: Any) -> None:
-            self.has_new_codecs = True
-            await super().reset_type_codec(*args, **options)
-
-        async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
-            self.has_new_codecs = True
-            await super().set_builtin_type_codec(*args, **options)
-
-    return Leasable
+    """Derive a kind of connection that can be reset."""
+    return type(kind.__name__, (_Leasable, kind), {})

@@ -228,6 +228,7 @@ class _Connection(AsyncConnection[Any]):
     """Remembers how it began, and whether somebody was cancelled who waited for the server."""
 
     was_cut_off = False
+    needs_rollback = True  # nor would one ask the server where no transaction is open
     _is_tended = False
     _waits = 0  # how many tasks wait for the server
     _let_go: asyncio.Event | None = None  # set when one does no longer

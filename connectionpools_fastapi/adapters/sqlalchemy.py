@@ -1,10 +1,8 @@
 """SqlalchemyManager and LeasedSession: SQLAlchemy's connections and sessions; needs the extra `sqlalchemy`."""
 
-import asyncio
 import importlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import nullcontext
 from typing import Annotated, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -44,9 +42,6 @@ DRIVERS = {
 
 # What a URL may say of SQLite; all else is the driver's manager's.
 SQLITE_OPTIONS = frozenset({"timeout", "isolation_level", "detect_types", "cached_statements"})
-
-# How long a connection that comes back may take to end its transaction, in seconds.
-ROLLBACK_WITHIN = 2.0
 
 
 class SqlalchemyManager(ResourceManager[AsyncConnection]):
@@ -168,12 +163,15 @@ class SqlalchemyManager(ResourceManager[AsyncConnection]):
         if resource.closed or resource.invalidated:
             raise own(PoolError("the connection is closed, or its query was cut off"))
         driven = self._driven[resource]
-        with getattr(driven, "tended", nullcontext)():
-            async with asyncio.timeout(ROLLBACK_WITHIN):  # somebody else may still use it
-                await resource.run_sync(_restore)
         changed = self._driver.change(driven)
         if inspect.isawaitable(changed):
             await changed
+        # That was the end of any transaction. SQLAlchemy has yet to learn it, and need not ask for it again.
+        driven.needs_rollback = False
+        try:
+            await resource.run_sync(_restore)
+        finally:
+            driven.needs_rollback = True
 
     async def clean(self, resource: AsyncConnection) -> None:
         """Close a connection, as its driver's manager does.
@@ -243,15 +241,16 @@ async def _keep(driven: Any) -> None:
     """Have a driver's connection stay as SQLAlchemy has set it up since it was made."""
     if hasattr(driven, "remember"):
         driven.remember()
+        driven.reports_transactions = False  # SQLAlchemy begins one for each first statement
     elif hasattr(driven, "on_session"):  # of SQLite, in its thread
         await driven.on_session(lambda session: session.changes.clear())
 
 
 def _restore(connection: Any) -> None:
-    """End all transactions, and give back the engine's execution options."""
+    """Have SQLAlchemy forget all transactions, and give back the engine's execution options."""
     connection.rollback()  # also one whose commit has failed, which counts as none but would be in the way
     dialect, below = connection.dialect, connection.connection.dbapi_connection
-    if dialect.name == "postgresql":  # what was begun below SQLAlchemy; of SQLite that is up to the driver's manager
+    if dialect.driver == "asyncpg":  # whose adapter knows of transactions as well, also such that were begun there
         dialect.do_rollback(below)
     original = connection.engine.get_execution_options()
     changed = {name for name, value in connection.get_execution_options().items() if original.get(name) is not value}
