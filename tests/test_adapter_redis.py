@@ -223,7 +223,7 @@ CASES = [
 class Careless(RedisManager):
     """One that does nothing as a connection comes back: what shows that there would be something to see."""
 
-    change = ResourceManager.change  # type: ignore[assignment]
+    change = ResourceManager.change
 
 
 async def two_leases(manager: RedisManager, admin: Any, leave: Leave, look: Look) -> tuple[bool, bool]:
@@ -776,7 +776,7 @@ async def test_what_is_known_to_be_closed_is_said_without_asking(redis_url: str)
     await client.connection_pool.disconnect()
     assert not await manager.check(client)
     with pytest.raises(PoolError, match="the connection was lost"):
-        await manager.change(client)
+        manager.change(client)
     await manager.clean(client)
 
 

@@ -153,11 +153,14 @@ class RedisManager(ResourceManager[Redis]):
         connection = _only(resource).connection
         return connection.term.is_over or not connection.is_quiet or has_news(connection.fileno)
 
-    async def change(self, resource: Redis) -> None:
+    def change(self, resource: Redis) -> Awaitable[None] | None:
         """Bring the session back to what connecting made it; no round trip where it still is.
 
         Args:
             resource: A client that was given back.
+
+        Returns:
+            What there is to wait for, if anything.
 
         Raises:
             PoolError: If the connection cannot be used again; it says why.
@@ -177,11 +180,8 @@ class RedisManager(ResourceManager[Redis]):
             raise own(PoolError("the connection held replies that nobody had read"))
         must_reset = self._reset == "session" and connection.session.traces is not Traces.NONE
         if must_reset or connection.session.transaction is not Transaction.NONE:
-            await pool.get_connection()  # so that nobody comes in between
-            try:
-                await (_reset(connection) if self._reset == "session" else _end_transaction(connection))
-            finally:
-                await pool.release(connection)
+            return _alone(pool, _reset if self._reset == "session" else _end_transaction)
+        return None
 
     async def clean(self, resource: Redis) -> None:
         """Close the connection, within a second; for good, whoever may still have it.
@@ -227,6 +227,14 @@ def _refused(error: RedisError) -> PoolConfigError:
 async def _ping(client: Redis) -> None:
     with suppress(NoPermissionError):  # it has answered
         await cast("Any", client).execute_command("PING")
+
+
+async def _alone(pool: Only, act: Callable[[Noted], Awaitable[None]]) -> None:
+    await pool.get_connection()  # so that nobody comes in between
+    try:
+        await act(pool.connection)
+    finally:
+        await pool.release(pool.connection)
 
 
 async def _reset(connection: Noted) -> None:
