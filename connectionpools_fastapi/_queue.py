@@ -13,7 +13,7 @@ NEVER = float("inf")
 
 # How long somebody waits before his client is watched, in seconds. To watch costs more than to wait
 # (about a third of a request that asks a database once, as measured), and is of use where queues are long.
-PATIENCE = 0.02
+PATIENCE = 0.05
 
 
 class Queue(Generic[T]):
