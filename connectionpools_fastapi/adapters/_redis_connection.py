@@ -108,6 +108,7 @@ class Only(ConnectionPool):
         self.retry = self.connection.retry
         self.callbacks: dict[Any, Any] = {}
         self._turn = asyncio.Lock()
+        self._waiting = 0
         self._holder: asyncio.Task[Any] | None = None
 
     @property
@@ -145,16 +146,26 @@ class Only(ConnectionPool):
     async def _take_turn(self) -> None:
         task = asyncio.current_task()
         try:
-            if self._holder is task and self.is_held:  # it would wait for itself
-                raise TimeoutError
-            async with asyncio.timeout(TURN_TIMEOUT):
-                await self._turn.acquire()
+            if self.is_held or self._waiting:
+                await self._wait_for_turn(task)
+            else:
+                await self._turn.acquire()  # at once, so that no time limit is needed
         except TimeoutError:
             raise ConnectionError(
                 "the one connection of this lease is in use, by a PubSub, a Monitor, a pipeline that watches or a "
                 "command that waits: close it first, or lease another one"
             ) from None
         self._holder = task
+
+    async def _wait_for_turn(self, task: asyncio.Task[Any] | None) -> None:
+        if self._holder is task:  # it would wait for itself
+            raise TimeoutError
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(TURN_TIMEOUT):
+                await self._turn.acquire()
+        finally:
+            self._waiting -= 1
 
 
 @cache
