@@ -7,7 +7,7 @@ through a decision that the keeper commits.
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from weakref import ref
 
 from . import _report as report
@@ -24,8 +24,23 @@ from .listener import PoolListener
 from .manager import T
 from .stats import Holder, PoolStats
 
-# On whose behalf code runs: a request, with all that it starts.
-REQUEST: ContextVar[object] = ContextVar("connectionpools_fastapi.request", default=None)
+
+class Request(Protocol):
+    """On whose behalf code runs."""
+
+    def is_holding(self) -> bool:
+        """Whether it holds a lease, of whichever pool."""
+
+
+# The request that code belongs to, with all that it starts.
+REQUEST: ContextVar[Request | None] = ContextVar("connectionpools_fastapi.request", default=None)
+
+
+def holding_request() -> Request | None:
+    """Return the request that the running code belongs to, if it holds a lease: who does not cannot wait for itself."""
+    request = REQUEST.get()
+    return request if request is not None and request.is_holding() else None
+
 
 W = TypeVar("W", bound=Waiter[Any])
 

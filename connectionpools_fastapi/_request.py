@@ -73,6 +73,10 @@ class RequestLeases:
             leases = scope[SCOPE_KEY] = cls(None)
         return leases
 
+    def is_holding(self) -> bool:
+        """Whether it holds a lease, of whichever pool."""
+        return bool(self._leases)
+
     @property
     def ends_with_response(self) -> bool:
         """Whether somebody (the middleware) will call `end_response`."""

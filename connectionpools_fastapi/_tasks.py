@@ -5,7 +5,7 @@ from typing import Self
 
 import anyio
 
-from ._front import REQUEST, Front
+from ._front import Front, holding_request
 from ._ledger import Status
 from ._log import logger
 from ._loop import Loop, current_loop, task_waiter
@@ -188,7 +188,7 @@ class TaskFront(Front[T]):
         self, timeout: float | None | Default, task: object, client: Client | None = None
     ) -> Slot[T]:
         waiter: TaskWaiter[T] = task_waiter(task)
-        waiter.request, waiter.client = REQUEST.get(), client
+        waiter.request, waiter.client = holding_request(), client
         slot = self._queue_up(waiter, self._policy.timeout if timeout is DEFAULT else timeout)
         if slot is not None:
             return slot

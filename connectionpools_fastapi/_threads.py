@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from ._front import REQUEST
+from ._front import holding_request
 from ._ledger import Status
 from ._loop import LoopEnded, PrivateLoop, current_loop
 from ._owner import current_thread
@@ -105,7 +105,7 @@ class ThreadFront(TaskFront[T]):
 
     def _stand_in_line_sync(self, timeout: float | None | Default) -> Slot[T]:
         waiter: ThreadWaiter[T] = ThreadWaiter()
-        waiter.request = REQUEST.get()
+        waiter.request = holding_request()
         seconds = self._seconds(timeout)
         slot = self._queue_up(waiter, seconds)
         if slot is not None:
