@@ -33,9 +33,12 @@ class Upkeep(Generic[T]):
         # By key and not by slot: what is gone must not be kept alive until its time.
         self._looks: list[tuple[float, int]] = []
         self.retires = self._max_lifetime < NEVER or self._max_uses < NEVER
+        self._has_times = min(self._max_lifetime, self._max_idle, self._keepalive) < NEVER
 
     def enter(self, slot: Slot[T], now: float) -> None:
         """Begin to look after a new resource."""
+        if not self._has_times:
+            return
         slot.pace = 1.0 - JITTER * self._chance()
         slot.retire_at = now + self._max_lifetime * slot.pace
         self.expect(slot, now)
