@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 from starlette.requests import HTTPConnection
 
-from ._request import RequestLeases, Scope, find_pool
+from ._exchange import Exchange
+from ._request import SCOPE_KEY, RequestLeases, Scope, find_pool
 from .errors import PoolConfigError
 from .pool import ConnectionPool
 
@@ -43,15 +44,18 @@ class LeaseUntilResponse(Provider):
 
     async def __call__(self, connection: HTTPConnection) -> Any:
         """Lease for this request, once."""
-        leases = RequestLeases.of(connection.scope)
-        pool = self.resolve(connection.scope)
-        if not leases.ends_with_response:
+        scope = connection.scope
+        pool = self.resolve(scope)
+        exchange = scope.get(SCOPE_KEY)
+        if not isinstance(exchange, Exchange):
             msg = (
                 f"pool {pool.name!r}: nothing here gives the resource back. Call install_pools(app, pool), or "
                 'app.add_middleware(PoolMiddleware), or write Leased(pool, scope="request")'
             )
             raise PoolConfigError(msg)
-        return await leases.enter_until_response(pool, connection.scope)
+        resource = await exchange.enter(pool, scope)
+        exchange.keep_until_response(pool, scope)
+        return resource
 
 
 class LeaseUntilExit(Provider):

@@ -6,8 +6,8 @@ from contextlib import suppress
 from http import HTTPMethod
 from typing import Any
 
-from ._disconnect import Inbox
 from ._owner import current_task
+from ._slot import Slot
 from .errors import NotLeased, PoolConfigError
 from .lease import DEFAULT, Lease
 from .manager import T
@@ -40,14 +40,8 @@ class Route:
         return f"{method if known else 'OTHER'} {getattr(route, 'path', 'unknown route')}"
 
 
-class _Shared:
-    """A lease and how many users of it are left."""
-
-    __slots__ = ("lease", "users")
-
-    def __init__(self, lease: Lease[Any]) -> None:
-        self.lease = lease
-        self.users = 0
+# Those of a request that uses no pool: one for all, never added to.
+NO_LEASES: dict[ConnectionPool[Any], Lease[Any]] = {}
 
 
 class RequestLeases:
@@ -57,30 +51,23 @@ class RequestLeases:
     their first and wait for their second.
     """
 
-    __slots__ = ("_inbox", "_leases", "_running", "_until_response")
+    __slots__ = ("_again", "_leases")
 
-    def __init__(self, inbox: Inbox | None) -> None:
-        self._inbox = inbox  # the middleware's, where there is one
-        self._leases: dict[ConnectionPool[Any], _Shared] = {}
-        self._until_response: list[ConnectionPool[Any]] = []
-        self._running = 0  # endpoints that use them and have not returned
+    def __init__(self) -> None:
+        self._leases = NO_LEASES
+        self._again: tuple[ConnectionPool[Any], ...] = ()  # of each user but a lease's first
 
     @classmethod
     def of(cls, scope: Scope) -> "RequestLeases":
         """Return those of a request."""
         leases: RequestLeases | None = scope.get(SCOPE_KEY)
         if leases is None:
-            leases = scope[SCOPE_KEY] = cls(None)
+            leases = scope[SCOPE_KEY] = RequestLeases()
         return leases
 
     def is_holding(self) -> bool:
         """Whether it holds a lease, of whichever pool."""
         return bool(self._leases)
-
-    @property
-    def ends_with_response(self) -> bool:
-        """Whether somebody (the middleware) will call `end_response`."""
-        return self._inbox is not None
 
     async def enter(self, pool: ConnectionPool[T], scope: Scope) -> T:
         """Use this request's lease of a pool, which is acquired for the first user.
@@ -89,32 +76,31 @@ class RequestLeases:
             PoolError: What acquiring raises.
             ClientGone: If the client went away while this waited.
         """
-        if pool not in self._leases:
+        lease: Lease[T] | None = self._leases.get(pool)
+        if lease is None:
             lease = pool.lease(holder=Route(scope))
-            slot = pool._take()
-            if self._inbox is None:
-                # Nobody can tell which of its waits are this request's, but those of this task.
-                task = current_task()
-                lease._hold(slot or await pool._stand_in_line(DEFAULT, task), task)
-            else:
-                lease._hold(slot or await self._inbox.wait_for(pool, current_task()), self)
-            if pool in self._leases:  # another task of this request was faster
-                lease.release_nowait()
-            else:
-                self._leases[pool] = _Shared(lease)
-        shared = self._leases[pool]
-        resource: T = shared.lease.resource
-        shared.users += 1
+            lease._hold(pool._take() or await self._wait_for(pool), self._owner())
+            if pool not in self._leases:
+                self._leases = {**self._leases, pool: lease}
+                return lease.resource
+            lease.release_nowait()  # another task of this request was faster
+            lease = self._leases[pool]
+        resource = lease.resource
+        self._again += (pool,)
         return resource
 
     def leave(self, pool: ConnectionPool[Any]) -> None:
         """Be one user less; never waits and cannot be interrupted."""
-        shared = self._leases[pool]
-        shared.users -= 1
-        if not shared.users:
-            del self._leases[pool]
-            with suppress(NotLeased):  # the application has discarded or detached it
-                shared.lease.release_nowait()
+        if pool in self._again:
+            again = list(self._again)
+            again.remove(pool)
+            self._again = tuple(again)
+            return
+        lease = self._leases.pop(pool)
+        try:  # noqa: SIM105 - `suppress` takes as long as giving back
+            lease.release_nowait()
+        except NotLeased:  # the application has discarded or detached it
+            pass
 
     def break_off(self, scope: Scope) -> None:
         """Take note that the request was cancelled.
@@ -123,32 +109,16 @@ class RequestLeases:
         and not leased to others.
         """
         if not _is_async(scope.get("endpoint")):
-            for shared in self._leases.values():
+            for lease in self._leases.values():
                 with suppress(NotLeased):
-                    shared.lease.discard()
+                    lease.discard()
 
-    async def enter_until_response(self, pool: ConnectionPool[T], scope: Scope) -> T:
-        """Use the lease until just before the last part of the response."""
-        resource = await self.enter(pool, scope)
-        # FastAPI's own stack of what ends with the endpoint; not documented, as old as scopes of dependencies.
-        if not self._until_response and (stack := scope.get("fastapi_function_astack")) is not None:
-            self._running += 1
-            stack.callback(self._returned)
-        self._until_response.append(pool)
-        return resource
+    def _owner(self) -> object:
+        # Without the middleware nobody can tell which of its waits are this request's, but those of this task.
+        return current_task()
 
-    def _returned(self) -> None:
-        self._running -= 1
-
-    def end_body(self) -> None:
-        """End the response, unless it is not the endpoint's: a middleware may answer while that still runs."""
-        if not self._running:
-            self.end_response()
-
-    def end_response(self) -> None:
-        """Give back what was only leased until now."""
-        while self._until_response:
-            self.leave(self._until_response.pop())
+    async def _wait_for(self, pool: ConnectionPool[T]) -> Slot[T]:
+        return await pool._stand_in_line(DEFAULT, current_task())
 
 
 def _is_async(endpoint: Any) -> bool:

@@ -1,6 +1,6 @@
 """PoolMiddleware: ends leases with the response, answers for the pools, and nothing else.
 
-Pure ASGI: to a request that uses no pool it adds two objects, a context variable and a look at each message.
+Pure ASGI: to a request that uses no pool it adds an object, a context variable and a look at each message.
 """
 
 import inspect
@@ -15,10 +15,11 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ._disconnect import ClientGone, Inbox
+from ._disconnect import ClientGone
+from ._exchange import Exchange
 from ._front import REQUEST
 from ._log import logger
-from ._request import SCOPE_KEY, RequestLeases, Route, started_pools
+from ._request import SCOPE_KEY, Route, started_pools
 from ._wiring import check_dependencies, hidden_routes
 from .errors import NotLeased, PoolConfigError, PoolError, WouldDeadlock, WrongEventLoop, describe
 from .health import examine_all, worst
@@ -38,17 +39,6 @@ TRY_AGAIN_LATER: Message = {"type": "websocket.close", "code": 1013, "reason": "
 CLIENT_CLOSED_REQUEST = 499
 # Names that are parts of /pool/health/{name} already.
 RESERVED = ("live", "ready")
-
-# The messages that begin an answer, and those whose last part ends it.
-BEGINNINGS = frozenset({"http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start"})
-PARTS = frozenset(
-    {
-        "http.response.body",
-        "http.response.pathsend",
-        "http.response.zerocopysend",
-        "websocket.http.response.body",
-    }
-)
 
 
 class PoolMiddleware:
@@ -110,54 +100,27 @@ class PoolMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, as any ASGI application does."""
-        if scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
-        elif scope["type"] == "http" and (path := self._own_path(scope)) is not None:
-            await (await self._answer(scope, path))(scope, receive, send)
-        elif scope["type"] in ("http", "websocket"):
-            await self._serve(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        inbox = Inbox(receive)
-        leases = scope[SCOPE_KEY] = RequestLeases(inbox)
-        owner = REQUEST.set(leases)
-        begun: str | None = None
-
-        async def send_and_end(message: Message) -> None:
-            nonlocal begun
-            kind = message["type"]
-            if kind in PARTS and not message.get("more_body"):
-                leases.end_body()
-            elif kind in BEGINNINGS:
-                begun = kind
-            await send(message)
-
-        try:
-            await self.app(scope, inbox.receive, send_and_end)
-        except Exception as error:
-            if _only(ClientGone, error) is not None:
-                leases.end_response()
-                if begun is None:
-                    await _answer_nobody(scope, receive, send)
+        kind = scope["type"]
+        if kind == "http":
+            if self._prefix in scope["path"] and (path := self._own_path(scope)) is not None:
+                await (await self._answer(scope, path))(scope, receive, send)
                 return
-            pool_error = _only(PoolError, error)
-            if pool_error is None or begun not in (None, "websocket.accept"):
+        elif kind != "websocket":
+            await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
+            return
+        exchange = scope[SCOPE_KEY] = Exchange(receive, send)
+        before = REQUEST.set(exchange)
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except Exception as error:
+            if not await _answered_for(error, exchange, scope, receive, send):
                 raise
-            leases.end_response()
-            _log_refusal(pool_error, scope)
-            if scope["type"] == "websocket":
-                await _refuse_websocket(pool_error, scope, send, accepted=begun is not None)
-            else:
-                await _problem(pool_error)(scope, receive, send)
         except BaseException:
-            leases.break_off(scope)
+            exchange.break_off(scope)
             raise
         finally:
-            inbox.close()
-            leases.end_response()
-            REQUEST.reset(owner)
+            exchange.close()
+            REQUEST.reset(before)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the wiring, and let what cannot start be one clear line in the server's log, not a traceback."""
@@ -196,8 +159,6 @@ class PoolMiddleware:
     def _own_path(self, scope: Scope) -> str | None:
         """Return what follows the prefix if the request is for one of our endpoints."""
         path: str = scope["path"]
-        if self._prefix not in path:
-            return None
         path = path.removeprefix(scope.get("root_path", ""))
         if not path.startswith(self._prefix + "/"):
             return None
@@ -298,6 +259,25 @@ def _only(kind: type[E], error: BaseException) -> E | None:
         found = [_only(kind, inner) for inner in error.exceptions]
         return None if None in found else found[0]
     return error if isinstance(error, kind) else None
+
+
+async def _answered_for(error: Exception, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> bool:
+    """Answer in the application's place if what it raised is ours and no response has begun."""
+    if _only(ClientGone, error) is not None:
+        exchange.end_response()
+        if exchange.begun is None:
+            await _answer_nobody(scope, receive, send)
+        return True
+    pool_error = _only(PoolError, error)
+    if pool_error is None or exchange.begun not in (None, "websocket.accept"):
+        return False
+    exchange.end_response()
+    _log_refusal(pool_error, scope)
+    if scope["type"] == "websocket":
+        await _refuse_websocket(pool_error, scope, send, accepted=exchange.begun is not None)
+    else:
+        await _problem(pool_error)(scope, receive, send)
+    return True
 
 
 def _log_refusal(error: PoolError, scope: Scope) -> None:
