@@ -1,7 +1,7 @@
 """Providers: the callables behind Leased and Pooled, which stand for a pool in an application's dependencies."""
 
 from collections.abc import AsyncIterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from starlette.requests import HTTPConnection
 
@@ -11,16 +11,18 @@ from .errors import PoolConfigError
 from .pool import ConnectionPool
 
 
-class Provider:
+class Provider(tuple[Any, ...]):
     """A dependency that stands for a pool: equal to each other one of its kind for that pool.
 
-    Equality is what makes FastAPI call it once a request, and `dependency_overrides` find it.
+    Equality is what makes FastAPI call it once a request, and `dependency_overrides` find it. It is
+    that of tuples, since FastAPI looks a dependency up three times a request.
     """
 
+    __slots__ = ()
     kind: ClassVar[str]
 
-    def __init__(self, pool: ConnectionPool[Any] | str) -> None:
-        self._pool = pool
+    def __new__(cls, pool: ConnectionPool[Any] | str) -> Self:
+        return super().__new__(cls, (cls.kind, pool))
 
     def resolve(self, scope: Scope) -> ConnectionPool[Any]:
         """Return the pool that it stands for.
@@ -28,18 +30,14 @@ class Provider:
         Raises:
             PoolConfigError: If no pool of that name was opened.
         """
-        return find_pool(scope, self._pool) if isinstance(self._pool, str) else self._pool
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Provider) and self.kind == other.kind and self._pool == other._pool
-
-    def __hash__(self) -> int:
-        return hash((self.kind, self._pool))
+        pool: ConnectionPool[Any] | str = self[1]
+        return find_pool(scope, pool) if isinstance(pool, str) else pool
 
 
 class LeaseUntilResponse(Provider):
     """Leases for a request; PoolMiddleware gives back."""
 
+    __slots__ = ()
     kind = "Leased"  # also of the one below: one override serves all scopes
 
     async def __call__(self, connection: HTTPConnection) -> Any:
@@ -61,6 +59,7 @@ class LeaseUntilResponse(Provider):
 class LeaseUntilExit(Provider):
     """Leases for a request or a function; FastAPI's own exit gives back."""
 
+    __slots__ = ()
     kind = "Leased"
 
     async def __call__(self, connection: HTTPConnection) -> AsyncIterator[Any]:
@@ -82,6 +81,7 @@ class LeaseUntilExit(Provider):
 class PoolItself(Provider):
     """Provides the pool itself."""
 
+    __slots__ = ()
     kind = "Pooled"
 
     async def __call__(self, connection: HTTPConnection) -> ConnectionPool[Any]:

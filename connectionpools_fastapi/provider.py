@@ -51,11 +51,13 @@ def Leased(pool: ConnectionPool[Any] | str, scope: LeaseScope | None = None) -> 
     """
     _check_target("Leased", pool)
     if scope is None:
-        return Depends(LeaseUntilResponse(pool))
+        # That scope is what FastAPI would find out by itself for each request anew.
+        return Depends(LeaseUntilResponse(pool), scope="request")
     if scope not in ("function", "request"):
         msg = f'Leased: scope={scope!r} is unknown; write scope="function", scope="request" or leave it out'
         raise PoolConfigError(msg)
-    return Depends(LeaseUntilExit(pool), scope=scope)
+    # Each has an exit of its own, also where another `Leased` of this pool has been called before.
+    return Depends(LeaseUntilExit(pool), use_cache=False, scope=scope)
 
 
 @overload
