@@ -120,6 +120,7 @@ class PoolMiddleware:
             raise
         finally:
             exchange.close()
+            scope.pop(SCOPE_KEY, None)  # or a server's `send`, which may know it, is only freed by the collector
             REQUEST.reset(before)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:

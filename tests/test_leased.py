@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -547,6 +548,50 @@ async def test_a_finished_request_leaves_nothing_behind() -> None:
             await ask(served)
         await settled()  # one of them waited, and what watched its client ends a moment later
         assert remembered() <= before
+
+
+class Connection:
+    """What a server knows of a request: it has the scope, and its methods are what the application calls."""
+
+    def __init__(self, app: Any, path: str) -> None:
+        self.app = app
+        self.scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
+
+    async def serve(self) -> None:
+        await self.app(self.scope, self.receive, self.send)
+
+    async def receive(self) -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        assert message.get("status", 200) == 200
+
+
+@pytest.mark.parametrize("path", ["/leased", "/idle"])
+async def test_a_finished_request_is_freed_without_the_garbage_collector(path: str) -> None:
+    pool = things()
+    app = installed(pool)
+
+    @app.get("/leased")
+    async def leased(thing: Annotated[Thing, Leased(pool)]) -> bool:
+        return thing.cleaned
+
+    @app.get("/idle")
+    async def idle() -> bool:
+        return False
+
+    async with pool:
+        await Connection(app, path).serve()  # the first of all makes what is kept
+        gc.collect()
+        gc.disable()
+        try:
+            connection = Connection(app, path)
+            await connection.serve()
+            finished = weakref.ref(connection)
+            del connection
+            assert finished() is None
+        finally:
+            gc.enable()
 
 
 # --- other middleware ----------------------------------------------------------------------------
