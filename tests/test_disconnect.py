@@ -20,10 +20,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from connectionpools_fastapi import ConnectionPool, Leased, NotLeased, PoolMiddleware, install_pools, pool_lifespan
 from connectionpools_fastapi._disconnect import Inbox
 from connectionpools_fastapi._owner import current_task
-from connectionpools_fastapi._queue import PATIENCE
 from connectionpools_fastapi.testing import started
 from tests.support import held, loop_time, settled
-from tests.web import Answer, Thing, ask
+from tests.web import Answer, Thing, ask, watched
 from tests.web import things as things_of_real_time
 
 pytestmark = [
@@ -34,13 +33,6 @@ pytestmark = [
 ]
 
 things = partial(things_of_real_time, clock=loop_time)
-
-
-async def watched() -> None:
-    """Let so much time go by that the client of whoever waits is watched."""
-    await settled()
-    await anyio.sleep(PATIENCE)
-    await settled()
 
 
 GONE: Message = {"type": "http.disconnect"}

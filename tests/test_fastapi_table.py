@@ -41,8 +41,8 @@ from connectionpools_fastapi import (
     pool_lifespan,
 )
 from connectionpools_fastapi.testing import started
-from tests.support import Backend, assert_nothing_is_lost, settled
-from tests.web import Answer, Thing, ask, things
+from tests.support import Backend, assert_nothing_is_lost, loop_time, settled
+from tests.web import Answer, Thing, ask, things, watched
 
 pytestmark = [
     pytest.mark.anyio,
@@ -706,7 +706,7 @@ async def waiting(served: ASGIApp, pool: ConnectionPool[Any], client: Client) ->
     with anyio.fail_after(10):
         async with anyio.create_task_group() as group, pool.lease():
             group.start_soon(run)
-            await settled()
+            await watched()
             yield answer
 
 
@@ -722,8 +722,9 @@ async def test_a_resource_that_is_free_costs_no_look_at_the_client(stacking: Sta
 
 
 @in_each_stacking
+@pytest.mark.virtual_time
 async def test_a_client_that_is_still_sending_is_not_read_ahead_and_keeps_its_place(stacking: Stacking) -> None:
-    pool = things(limit=1)
+    pool = things(limit=1, clock=loop_time)
     app = stacking.app(pool)
     app.get("/")(json_async)
     client = Client({"type": "http.request", "body": b"a", "more_body": True}, GONE)
@@ -743,8 +744,9 @@ class ReadsStream(BaseHTTPMiddleware):
 
 
 @pytest.mark.parametrize("place", ["around", "inside"])
+@pytest.mark.virtual_time
 async def test_a_client_that_leaves_is_seen_through_a_middleware_that_has_read_the_body(place: str) -> None:
-    pool = things(limit=1)
+    pool = things(limit=1, clock=loop_time)
     app = FastAPI()
     if place == "inside":
         app.add_middleware(ReadsStream)

@@ -7,6 +7,8 @@ import anyio
 from starlette.types import ASGIApp, Message
 
 from connectionpools_fastapi import ConnectionPool
+from connectionpools_fastapi._queue import PATIENCE
+from tests.support import settled
 
 Headers = Iterable[tuple[str, str]]
 
@@ -25,6 +27,13 @@ def things(limit: int = 2, *, name: str = "db", **options: Any) -> ConnectionPoo
     """Make a pool whose hooks never block."""
     hooks: dict[str, Any] = {"create": Thing, "clean": Thing.clean, "blocking": False}
     return ConnectionPool(limit=limit, name=name, **{**hooks, **options})
+
+
+async def watched() -> None:
+    """Let so much time go by, virtual time, that the client of whoever waits is watched."""
+    await settled()
+    await anyio.sleep(PATIENCE)
+    await settled()
 
 
 class Answer:
