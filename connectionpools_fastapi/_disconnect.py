@@ -47,6 +47,7 @@ class Inbox:
         self._ahead: deque[Message] = deque()
         self._watched: dict[object, Callable[[Exception], None]] = {}  # who waits, and what lets it leave
         self._said_all = False  # whether a disconnect must come next: the body is complete
+        self._context: contextvars.Context | None = None  # of what waits
         self.is_gone = False  # as far as it is known
 
     async def receive(self) -> Message:
@@ -65,7 +66,10 @@ class Inbox:
         if self.is_gone:
             raise ClientGone
         self._context = contextvars.copy_context()
-        slot = await pool._stand_in_line(DEFAULT, task, self)
+        try:
+            slot = await pool._stand_in_line(DEFAULT, task, self)
+        finally:
+            self._context = None  # it knows the request, which has this: a cycle
         if self.is_gone:  # at the very moment at which it was granted
             pool._give_back(slot, nobody)
             raise ClientGone
@@ -91,6 +95,7 @@ class Inbox:
 
     def _read_on(self) -> None:
         context = self._context
+        assert context is not None  # noqa: S101 - it waits
         context.run(REQUEST.set, None)  # what a server keeps of its `receive` must not keep the request
         if _in_trio():
             import trio  # noqa: PLC0415 - trio is not a dependency

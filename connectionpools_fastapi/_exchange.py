@@ -90,8 +90,8 @@ class Exchange(RequestLeases):
     def _owner(self) -> object:
         return self
 
-    async def _wait_for(self, pool: ConnectionPool[T]) -> Slot[T]:
-        return await self._read().wait_for(pool, current_task())
+    def _wait_for(self, pool: ConnectionPool[T]) -> Awaitable[Slot[T]]:
+        return self._read().wait_for(pool, current_task())
 
     def _read(self) -> Inbox:
         if self._inbox is None:

@@ -1,7 +1,7 @@
 """RequestLeases: the leases of one request, at most one a pool; and how a request finds its pools."""
 
 import inspect
-from collections.abc import MutableMapping
+from collections.abc import Awaitable, MutableMapping
 from contextlib import suppress
 from http import HTTPMethod
 from typing import Any
@@ -117,8 +117,8 @@ class RequestLeases:
         # Without the middleware nobody can tell which of its waits are this request's, but those of this task.
         return current_task()
 
-    async def _wait_for(self, pool: ConnectionPool[T]) -> Slot[T]:
-        return await pool._stand_in_line(DEFAULT, current_task())
+    def _wait_for(self, pool: ConnectionPool[T]) -> Awaitable[Slot[T]]:
+        return pool._stand_in_line(DEFAULT, current_task())
 
 
 def _is_async(endpoint: Any) -> bool:

@@ -193,8 +193,9 @@ class TaskFront(Front[T]):
         if slot is not None:
             return slot
         loop = self._keeper.loop
+        is_here = loop is not None and waiter.loop is loop.native
         try:
-            if waiter.deadline is None or (loop is not None and waiter.loop is loop.native):
+            if is_here or waiter.deadline is None:
                 await waiter.parked
             else:
                 await self._park_elsewhere(waiter)
@@ -205,7 +206,7 @@ class TaskFront(Front[T]):
             if client is not None:
                 client.unwatch(waiter)
         slot = waiter.slot
-        return slot if slot is not None and not self._hooks.are_async else self._granted(waiter)
+        return slot if slot is not None and is_here else self._granted(waiter)
 
     async def _park_elsewhere(self, waiter: TaskWaiter[T]) -> None:
         assert waiter.deadline is not None  # noqa: S101 - who waits for ever just waits
