@@ -168,9 +168,9 @@ class Hooks(Generic[T]):
         except Exception:  # noqa: BLE001 - the check that follows has the last word
             return True
 
-    async def change(self, resource: T) -> None:
+    def change(self, resource: T) -> Awaitable[object]:
         """Make a resource ready for its next user; raises what the hook raises."""
-        await self._call("change", partial(self._hook("change"), resource))
+        return self._call("change", partial(self._hook("change"), resource))
 
     async def clean(self, resource: T) -> None:
         """Destroy a resource; raises what the hook raises."""

@@ -21,7 +21,7 @@ from ._log import logger
 from ._loop import Loop, PrivateLoop, Timer
 from ._slot import NEVER, Creation, Slot
 from ._state import State
-from ._waiters import TaskWaiter
+from ._waiters import TaskWaiter, Waiter
 from .errors import PoolConfigError, WrongEventLoop, describe, own
 from .listener import Listeners
 from .manager import T
@@ -55,7 +55,7 @@ class Keeper(Generic[T]):
         # lock, since its thread has it, finds that a decision is being made, and has to wait its turn.
         self._lock = threading.RLock()
         self._decider: int | None = None  # the thread that is making a decision
-        self._postponed: deque[Callable[[], object]] = deque()
+        self._withdrawer: int | None = None  # the thread that lets somebody go whom it could not wake
         self._due = NEVER  # when the timer is set to ring
         self._timer: Timer | None = None
         self._lost: deque[ReferenceType[Any]] = deque()
@@ -69,15 +69,9 @@ class Keeper(Generic[T]):
 
     def commit(self, decide: Callable[[*Args], R], *args: *Args) -> R:
         """Make one decision of the state, then carry out what it asks for; from any thread."""
-        try:
-            return self._decide(decide, *args)
-        finally:
-            if self._state.todo or self._postponed:
-                self._carry_out()
-
-    def _decide(self, decide: Callable[[*Args], R], *args: *Args) -> R:
+        state = self._state
         # What an outage keeps alive, down to half-open connections, must not die under the lock.
-        cause = self._state.outage.cause
+        cause = state.outage.cause
         ring_earlier = False
         try:
             with self._lock:
@@ -89,13 +83,15 @@ class Keeper(Generic[T]):
                     return decide(*args)
                 finally:
                     self._decider = None
-                    if self._state.due < self._due:
-                        self._due = self._state.due
+                    if state.due < self._due:
+                        self._due = state.due
                         ring_earlier = True
         finally:
             del cause
             if ring_earlier:
                 self._set_timer()
+            if state.todo:
+                self._carry_out()
 
     def _postpone(self, decision: partial[Any]) -> None:
         state = self._state
@@ -109,7 +105,7 @@ class Keeper(Generic[T]):
                 "midst of a decision. Do not use a pool in destructors"
             )
             raise PoolConfigError(msg)
-        self._postponed.append(partial(self._decide, decision))
+        state.todo.append((Action.DECIDE, partial(self.commit, decision)))
 
     def move(self, loop: Loop, now: float) -> None:
         """Live in this loop from now on; part of a decision."""
@@ -126,8 +122,7 @@ class Keeper(Generic[T]):
         """Begin anew in a forked child, whose only thread is this one."""
         _keep_for_good([self._state.fork(), self.loop, self._timer])
         self._lock = threading.RLock()  # somebody may have held the old one
-        self._decider = None
-        self._postponed.clear()
+        self._decider = self._withdrawer = None
         self.loop = None
         self._timer = None
         self._due = NEVER
@@ -137,33 +132,42 @@ class Keeper(Generic[T]):
         return self.loop is not None and self.loop.has_ended()
 
     def _carry_out(self) -> None:
-        if self._decider == get_ident():  # in the midst of a decision, which will see to it
+        if get_ident() in (self._decider, self._withdrawer):  # further out it goes on, with this as well
             return
         todo = self._state.todo
-        while todo or self._postponed:
+        while todo:
             try:
-                if self._postponed:
-                    self._postponed.popleft()()
-                    continue
                 action, subject = todo.popleft()
             except IndexError:  # another thread was faster
-                continue
-            if action is WAKE:
-                try:
-                    subject.wake()
-                except RuntimeError:  # its loop has ended, and it with it
-                    self._decide(self._state.withdraw, subject, self._clock())
-            elif action is Action.WATCH:
-                self._watch(subject)
-            elif action is Action.TELL:
-                self.listeners.tell(*subject)
-            elif action is Action.WARN:
-                policy = self._state.policy
-                logger.warning(
-                    "pool %r: %s, and max_hold is %g s%s", policy.name, subject, policy.max_hold, subject.acquired_at()
-                )
-            else:
-                self._start(action, subject)
+                break
+            self._do(action, subject)
+
+    def _do(self, action: Action, subject: Any) -> None:
+        if action is WAKE:
+            self._wake(subject)
+        elif action is Action.DECIDE:
+            subject()
+        elif action is Action.WATCH:
+            self._watch(subject)
+        elif action is Action.TELL:
+            self.listeners.tell(*subject)
+        elif action is Action.WARN:
+            policy = self._state.policy
+            logger.warning(
+                "pool %r: %s, and max_hold is %g s%s", policy.name, subject, policy.max_hold, subject.acquired_at()
+            )
+        else:
+            self._start(action, subject)
+
+    def _wake(self, waiter: Waiter[T]) -> None:
+        try:
+            waiter.wake()
+        except RuntimeError:  # its loop has ended, and it with it; so may have the loop of whoever is next
+            self._withdrawer = get_ident()
+            try:
+                self.commit(self._state.withdraw, waiter, self._clock())
+            finally:
+                self._withdrawer = None
 
     def _watch(self, waiter: TaskWaiter[T]) -> None:
         client = waiter.client
@@ -193,7 +197,6 @@ class Keeper(Generic[T]):
             raise
         except BaseException as error:
             self._report(action, subject, error)
-            self._carry_out()
             if not isinstance(error, Exception):
                 raise
         else:
@@ -223,21 +226,19 @@ class Keeper(Generic[T]):
         return partial(self._state.cleaned, slot, failed=False)
 
     def _report(self, action: Action, subject: Any, error: BaseException) -> None:
-        """Decide what follows from a failed hook, and log it."""
+        """Log a failed hook, and decide what follows from it."""
         state, now = self._state, self._clock()
+        # Said once; health and metrics say that it goes on. Who opens the pool says it himself.
+        if action is not Action.CREATE or not (state.outage.failures or state.openers):
+            logger.warning("pool %r: %s failed with %s", state.policy.name, action.value, describe(error))
         if action is Action.CREATE:
-            # Said once; health and metrics say that it goes on. Who opens the pool says it himself.
-            is_known = state.outage.failures > 0 or bool(state.openers)
-            self._decide(state.create_failed, subject, error, now)
-            if is_known:
-                return
+            self.commit(state.create_failed, subject, error, now)
         elif action is Action.CHECK:
-            self._decide(partial(state.checked, healthy=False), subject, now)
+            self.commit(partial(state.checked, healthy=False), subject, now)
         elif action is Action.CHANGE:
-            self._decide(partial(state.changed, failed=True), subject, now)
+            self.commit(partial(state.changed, failed=True), subject, now)
         else:
-            self._decide(partial(state.cleaned, failed=True), subject, now)
-        logger.warning("pool %r: %s failed with %s", state.policy.name, action.value, describe(error))
+            self.commit(partial(state.cleaned, failed=True), subject, now)
 
     def _clean_late(self, resource: T) -> None:
         """Clean what `create` made after its time was over; from the thread that made it."""

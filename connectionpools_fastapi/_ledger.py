@@ -43,6 +43,7 @@ class Action(Enum):
     """What a decision asks the pool to carry out, and for whom."""
 
     WAKE = "wake"  # a waiter
+    DECIDE = "decide"  # something that had to wait for another decision
     WATCH = "watch"  # the client of a waiter
     TELL = "tell"  # listeners, what has happened
     WARN = "warn"  # of a lease that is held for too long

@@ -79,10 +79,10 @@ class RequestLeases:
         lease: Lease[T] | None = self._leases.get(pool)
         if lease is None:
             lease = pool.lease(holder=Route(scope))
-            lease._hold(pool._take() or await self._wait_for(pool), self._owner())
+            resource = lease._hold(pool._take() or await self._wait_for(pool), self._owner())
             if pool not in self._leases:
                 self._leases = {**self._leases, pool: lease}
-                return lease.resource
+                return resource
             lease.release_nowait()  # another task of this request was faster
             lease = self._leases[pool]
         resource = lease.resource

@@ -13,58 +13,52 @@ class AsyncioTimeLimit:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        self._loop = loop
-        self._seconds = seconds
-        self._blocks: deque[_Block] = deque()  # in the order of their beginnings; the first has not ended
+        self.loop = loop
+        self.seconds = seconds
+        self.blocks: deque[_Block] = deque()  # in the order of their beginnings; the first has not ended
         self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self) -> "_Block":
         """Return a block to enter at once."""
         return _Block(self)
 
-    def begin(self, block: "_Block") -> asyncio.Task[object]:
-        """Let the running task's block begin; return the task."""
-        task = asyncio.current_task(self._loop)
-        if task is None:  # what the pool left to be done in another loop, before it was opened in this one
-            block.limit = AsyncioTimeLimit(asyncio.get_running_loop(), self._seconds)
-            return block.limit.begin(block)
-        block.due = self._loop.time() + self._seconds
-        self._blocks.append(block)
-        self._set_timer()
-        return task
-
-    def end(self) -> None:
-        """Forget the first ones that have ended."""
-        while self._blocks and self._blocks[0].task is None:
-            self._blocks.popleft()
-
-    def _set_timer(self) -> None:
-        if self._timer is None and self._blocks:
-            self._timer = self._loop.call_at(self._blocks[0].due, self._ring, context=contextvars.Context())
+    def set_timer(self) -> None:
+        """See to it that the first block is cut off in time."""
+        if self._timer is None and self.blocks:
+            self._timer = self.loop.call_at(self.blocks[0].due, self._ring, context=contextvars.Context())
 
     def _ring(self) -> None:
         self._timer = None
-        now = self._loop.time()
-        while self._blocks and self._blocks[0].due <= now:
-            self._blocks.popleft().cut_off()
-        self._set_timer()
+        now = self.loop.time()
+        while self.blocks and self.blocks[0].due <= now:
+            self.blocks.popleft().cut_off()
+        self.set_timer()
 
 
 class _Block:
     """One block. Its task is cancelled once, as by `asyncio.timeout`: anyio would do so again and again."""
 
-    __slots__ = ("_cancelled_before", "_is_cut_off", "due", "limit", "task")
+    __slots__ = ("_cancelled_before", "_is_cut_off", "_limit", "due", "task")
 
     due: float  # known once it has begun
 
     def __init__(self, limit: AsyncioTimeLimit) -> None:
-        self.limit = limit
+        self._limit = limit
         self._is_cut_off = False
         self.task: asyncio.Task[object] | None = None  # while it runs
 
     def __enter__(self) -> None:
-        self.task = self.limit.begin(self)
-        self._cancelled_before = self.task.cancelling()
+        limit = self._limit
+        task = asyncio.current_task(limit.loop)
+        if task is None:  # what the pool left to be done in another loop, before it was opened in this one
+            self._limit = limit = AsyncioTimeLimit(asyncio.get_running_loop(), limit.seconds)
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - it is a task that runs this
+        self.task = task
+        self._cancelled_before = task.cancelling()
+        self.due = limit.loop.time() + limit.seconds
+        limit.blocks.append(self)
+        limit.set_timer()
 
     def cut_off(self) -> None:
         """Cancel it, unless it has ended."""
@@ -76,7 +70,9 @@ class _Block:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         task, self.task = self.task, None
-        self.limit.end()
+        blocks = self._limit.blocks
+        while blocks and blocks[0].task is None:
+            blocks.popleft()
         if not self._is_cut_off:
             return False
         assert task is not None  # noqa: S101 - it was cancelled
