@@ -1,6 +1,7 @@
 """Hooks: where and for how long a user's `create`, `check`, `change` and `clean` run."""
 
 import asyncio
+import contextvars
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
@@ -171,6 +172,19 @@ class Hooks(Generic[T]):
     def change(self, resource: T) -> Awaitable[object]:
         """Make a resource ready for its next user; raises what the hook raises."""
         return self._call("change", partial(self._hook("change"), resource))
+
+    def changes_in_loop(self) -> bool:
+        """Whether `change` is `def` and called in the loop: then it may be over as soon as it is called."""
+        return "change" not in self._async and not self._on_thread("change")
+
+    def begin_change(self, resource: T) -> Callable[[], Awaitable[object]] | None:
+        """Call a `change` that is `def`, in the loop; returns what waits for the rest, if there is one.
+
+        Raises:
+            Exception: What the hook raises.
+        """
+        result = contextvars.Context().run(self._hook("change"), resource)  # as in a task of the pool's own
+        return partial(self._call, "change", lambda: result) if inspect.isawaitable(result) else None
 
     async def clean(self, resource: T) -> None:
         """Destroy a resource; raises what the hook raises."""

@@ -8,7 +8,7 @@ import ctypes
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from threading import get_ident
@@ -29,8 +29,9 @@ from .manager import T
 R = TypeVar("R")
 Args = TypeVarTuple("Args")
 
-# What a hook said, to be committed with the time at which it said so.
+# What a hook said, to be committed with the time at which it said so; and what calls it.
 Outcome = Callable[[float], None]
+Job = Callable[[Any], Coroutine[Any, Any, Outcome]]
 
 
 # How long a lease that was collected may still be given back, in seconds.
@@ -60,7 +61,7 @@ class Keeper(Generic[T]):
         self._timer: Timer | None = None
         self._lost: deque[ReferenceType[Any]] = deque()
         _KEEPERS.add(self)
-        self._jobs: dict[Action, Callable[[Any], Coroutine[Any, Any, Outcome]]] = {
+        self._jobs: dict[Action, Job] = {
             Action.CREATE: self._create,
             Action.CHECK: self._check,
             Action.CHANGE: self._change,
@@ -180,19 +181,32 @@ class Keeper(Generic[T]):
         with suppress(RuntimeError):  # its loop has ended, and it with it
             waiter.call_soon(partial(client.watch, waiter, leave))
 
-    def _start(self, action: Action, subject: Slot[T] | Creation) -> None:
+    def _start(self, action: Action, subject: Any) -> None:
         assert self.loop is not None  # noqa: S101 - nothing is to be done before it is open
+        job = self._jobs[action]
+        if action is Action.CHANGE and self._hooks.changes_in_loop() and self.loop.is_here():
+            try:
+                rest = self._hooks.begin_change(subject.resource)
+            except BaseException as error:
+                self._report(action, subject, error)
+                if not isinstance(error, Exception):
+                    raise
+                return
+            if rest is None:
+                self.commit(self._changed(subject), self._clock())
+                return
+            job = partial(self._finish_change, rest)
         try:
-            self.loop.spawn(partial(self._perform, action, subject))
+            self.loop.spawn(partial(self._perform, action, subject, job))
         except RuntimeError:
             self._report(action, subject, self.orphaned())
 
     # --- the pool's own tasks -------------------------------------------------------------
 
-    async def _perform(self, action: Action, subject: Any) -> None:
+    async def _perform(self, action: Action, subject: Any, job: Job) -> None:
         """Call a hook, and commit what it said."""
         try:
-            outcome = await self._jobs[action](subject)
+            outcome = await job(subject)
         except GeneratorExit:  # thrown away with its loop: at any moment, so no lock may be taken
             raise
         except BaseException as error:
@@ -218,6 +232,13 @@ class Keeper(Generic[T]):
 
     async def _change(self, slot: Slot[T]) -> Outcome:
         await self._hooks.change(slot.resource)
+        return self._changed(slot)
+
+    async def _finish_change(self, rest: Callable[[], Awaitable[object]], slot: Slot[T]) -> Outcome:
+        await rest()
+        return self._changed(slot)
+
+    def _changed(self, slot: Slot[T]) -> Outcome:
         slot.doubted = self._hooks.has_doubts and self._hooks.doubt(slot.resource)
         return partial(self._state.changed, slot, failed=False)
 

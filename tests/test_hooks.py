@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
@@ -242,6 +243,49 @@ async def test_when_change_raises_the_resource_is_discarded_and_the_caller_notic
         assert caplog.messages == ["pool 'default': change failed with ConnectionError"] * 2
         backend.work("change")
         await assert_nothing_is_lost(pool, backend)
+
+
+async def test_a_change_that_is_over_as_soon_as_it_is_called_needs_no_task() -> None:
+    ran_in: list[object] = []
+
+    def change(_: Resource) -> Awaitable[None] | None:
+        ran_in.append(current_task())
+        return anyio.lowlevel.checkpoint() if len(ran_in) == 3 else None
+
+    backend = Backend()
+    async with ConnectionPool(create=backend.create, clean=backend.clean, change=change, limit=1) as pool:
+        for _ in range(3):
+            async with pool.lease():
+                pass
+            assert (pool.free, pool.taken) == (1, 0), "whoever gives back waits for change"
+        assert ran_in == [current_task()] * 3
+        await assert_nothing_is_lost(pool, backend)
+
+
+async def test_a_change_that_fails_as_it_is_called_costs_the_resource_and_no_slot(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    errors: list[BaseException] = [ValueError(SECRET), KeyboardInterrupt()]
+
+    def change(_: Resource) -> None:
+        if errors:
+            raise errors.pop(0)
+
+    backend = Backend()
+    async with ConnectionPool(create=backend.create, clean=backend.clean, change=change, limit=1) as pool:
+        async with pool.lease():
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            async with pool.lease():
+                pass
+        async with pool.lease() as resource:
+            assert resource.number == 2
+        assert pool.stats().discards["change"] == 2
+        await assert_nothing_is_lost(pool, backend)
+    assert [message for message in caplog.messages if "change failed" in message] == [
+        "pool 'default': change failed with ValueError",
+        "pool 'default': change failed with KeyboardInterrupt",
+    ]
 
 
 @virtual_time
