@@ -25,6 +25,7 @@ from benchmarks.rounds import FULL, TINY, Benchmark, Effort, Rounds
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results.json"
+README = FOLDER.parent / "README.md"
 BENCHMARKS: dict[str, Benchmark] = {
     "alone": tasks.ALONE,
     "crowd": tasks.CROWD,
@@ -64,6 +65,8 @@ def main() -> int:
             write(Path(folder), results)
     elif not said.only:
         write(FOLDER, results)
+        page = README.read_text(encoding="utf-8")
+        README.write_text(report.put_into(page, BENCHMARKS, machine.describe(), results), encoding="utf-8")
     return 0
 
 

@@ -106,6 +106,17 @@ def document(benchmarks: Mapping[str, Benchmark], machine: Machine, results: Res
     return "\n\n".join(parts) + "\n"
 
 
+BEGIN, END = "<!-- written by python -m benchmarks -->", "<!-- end of what is written -->"
+
+
+def put_into(page: str, benchmarks: Mapping[str, Benchmark], machine: Machine, results: Results) -> str:
+    """Return a page with what we claim, and on what it was measured, between its two marks."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    measured = "; ".join(machine.values())
+    return f"{before}{BEGIN}\n{targets(benchmarks, results)}\n\nMeasured on {measured}.\n{END}{after}"
+
+
 @dataclass(frozen=True, slots=True)
 class Loss:
     """A figure that has fallen behind."""

@@ -9,6 +9,7 @@ from benchmarks import plot, report
 from benchmarks.rounds import OURS, TINY, Benchmark, Claim, Effort, Measure, Rounds, Spread, faster_than
 
 MACHINE = {"date": "2026-01-31", "Python": "CPython 3.13", "CPU": "one <of> two"}
+ROOT = Path(__file__).parent.parent
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -54,6 +55,35 @@ def test_rounds_end_as_soon_as_the_medians_are_known_or_else_when_the_time_is_ov
     assert rounds_of([1.0], budget=60.0) == 7
     assert rounds_of([1.0, 2.0], budget=60.0) == 50
     assert rounds_of([1.0, 2.0], budget=0.0) == 3
+
+
+def test_a_page_shows_what_was_measured_last_and_keeps_the_rest() -> None:
+    benchmark, result = two([1.0, 1.0, 1.0], [3.0, 3.0, 3.0])
+    _, worse = two([1.0, 1.0, 1.0], [1.5, 1.5, 1.5])
+    page = f"# Title\n{report.BEGIN}\nold\n{report.END}\nThe rest.\n"
+    for found in (worse, result):
+        page = report.put_into(page, {"race": benchmark}, MACHINE, {"race": found})
+    assert page.splitlines() == [
+        "# Title",
+        report.BEGIN,
+        "| what | measured | target | met |",
+        "| --- | --- | --- | --- |",
+        "| a race | 3.00 x faster than peer | ≥ 2 x | yes |",
+        "",
+        "Measured on 2026-01-31; CPython 3.13; one <of> two.",
+        report.END,
+        "The rest.",
+    ]
+
+
+def test_the_readme_shows_the_results_that_are_committed() -> None:
+    machine, results = report.load(ROOT / "benchmarks" / "results.json")
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = page.split(report.BEGIN)[1].split(report.END)[0]
+    assert f"Measured on {'; '.join(machine.values())}." in shown
+    for result in results.values():
+        for what, found in result.claimed.items():
+            assert f"{report.spread(found)} " in shown, what
 
 
 def test_a_contestant_works_for_a_moment_whatever_it_takes() -> None:

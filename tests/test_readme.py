@@ -38,12 +38,13 @@ def test_the_first_example_has_ten_lines_of_code_and_is_a_whole_application() ->
     assert len(first) <= 10
 
 
-def test_the_two_commands_name_extras_that_exist() -> None:
+def test_the_three_commands_name_extras_that_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     commands = [block.strip() for block in blocks("sh")]
     assert commands == [
         "pip install -e '.[example]' && python -m example_app",
         "pip install -e '.[test]' && python -m pytest",
+        "pip install -e '.[bench]' && python -m benchmarks",
     ]
     for command in commands:
         (extra,) = re.findall(r"\[(\w+)\]", shlex.split(command)[3])
