@@ -36,18 +36,20 @@ class Inbox:
     """
 
     __slots__ = (
-        *("_ahead", "_arrived", "_context", "_reader", "_readers", "_receive", "_said_all", "_task", "_watched"),
-        "is_gone",
+        *("_ahead", "_arrived", "_context", "_is_reading_ahead", "_reader", "_readers", "_receive", "_said_all"),
+        *("_task", "_waits", "_watched", "is_gone"),
     )
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
         self._readers = 0  # how many calls of the server's `receive` are on their way
-        self._reader: anyio.CancelScope | None = None  # of the task that reads ahead, as long as it runs
+        self._is_reading_ahead = False  # by a task of its own, or just about to
+        self._reader: anyio.CancelScope | None = None  # of that task, as long as it runs
         self._ahead: deque[Message] = deque()
         self._watched: dict[object, Callable[[Exception], None]] = {}  # who waits, and what lets it leave
         self._said_all = False  # whether a disconnect must come next: the body is complete
-        self._context: contextvars.Context | None = None  # of what waits
+        self._waits = 0  # of the request, watched or not
+        self._context: contextvars.Context | None = None  # of one of them; kept no longer, since it knows the request
         self.is_gone = False  # as far as it is known
 
     async def receive(self) -> Message:
@@ -66,10 +68,13 @@ class Inbox:
         if self.is_gone:
             raise ClientGone
         self._context = contextvars.copy_context()
+        self._waits += 1
         try:
             slot = await pool._stand_in_line(DEFAULT, task, self)
         finally:
-            self._context = None  # it knows the request, which has this: a cycle
+            self._waits -= 1
+            if not self._waits:
+                self._context = None
         if self.is_gone:  # at the very moment at which it was granted
             pool._give_back(slot, nobody)
             raise ClientGone
@@ -81,7 +86,8 @@ class Inbox:
             self._watched[waiter] = leave
             if self.is_gone:
                 leave(ClientGone())
-            else:
+            elif not self._is_reading_ahead:
+                self._is_reading_ahead = True
                 self._read_on()
 
     def unwatch(self, waiter: TaskWaiter[Any]) -> None:
@@ -105,15 +111,13 @@ class Inbox:
             self._task = asyncio.create_task(self._read_ahead(), context=context)
 
     async def _read_ahead(self) -> None:
-        # Whoever reads for the application now sees the disconnect as well.
-        # A body that goes on is not piled up: that would take the brakes off the client.
-        if self._readers or self._reader is not None or (self._ahead and not _says_all(self._ahead[-1])):
-            return
         self._arrived = anyio.Event()
         self._reader = anyio.CancelScope()
         try:
             with self._reader, suppress(Exception):  # the application gets an error of its own when it asks
-                while self._watched:
+                # Whoever reads for the application now sees the disconnect as well.
+                # A body that goes on is not piled up: that would take the brakes off the client.
+                while self._watched and not self._readers and (not self._ahead or _says_all(self._ahead[-1])):
                     had_said_all = self._said_all
                     self._ahead.append(await self._read())
                     self._arrived.set()
@@ -121,6 +125,7 @@ class Inbox:
                     if had_said_all or not self._said_all:
                         break
         finally:
+            self._is_reading_ahead = False
             self._reader = None
             self._arrived.set()
 

@@ -18,8 +18,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from connectionpools_fastapi import ConnectionPool, Leased, NotLeased, PoolMiddleware, install_pools, pool_lifespan
-from connectionpools_fastapi._disconnect import Inbox
+from connectionpools_fastapi._disconnect import ClientGone, Inbox
 from connectionpools_fastapi._owner import current_task
+from connectionpools_fastapi.lease import nobody
 from connectionpools_fastapi.testing import started
 from tests.support import held, loop_time, settled
 from tests.web import Answer, Thing, ask, watched
@@ -504,6 +505,32 @@ async def test_a_client_is_asked_once_for_all_that_wait_in_its_request() -> None
             group.cancel_scope.cancel()
         inbox.close()
         await settled()
+
+
+async def test_a_client_is_watched_for_one_wait_also_if_another_of_its_request_has_just_ended() -> None:
+    first, pool = things(1, name="first"), things(1)
+    ended: list[str] = []
+    with Client(part()) as client:
+        inbox = Inbox(client.receive)
+
+        async def wait(pool: ConnectionPool[Thing]) -> None:
+            try:
+                pool._give_back(await inbox.wait_for(pool, current_task()), nobody)
+            except ClientGone:
+                ended.append("gone")
+            else:
+                ended.append("served")
+
+        async with first, pool, held(pool), anyio.create_task_group() as group:
+            async with held(first):
+                for each in (first, pool):
+                    group.start_soon(wait, each)
+                await settled()
+                assert (first.waiting, pool.waiting) == (1, 1)
+            await watched()
+            assert (ended, client.receiving) == (["served"], 1)
+            client.send(GONE)
+        assert ended == ["served", "gone"]
 
 
 async def test_a_client_that_goes_away_after_the_waiting_is_the_endpoints_affair() -> None:
