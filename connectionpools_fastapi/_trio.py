@@ -30,8 +30,6 @@ class TrioWaiter(TaskWaiter[T]):
 
     __slots__ = ()
 
-    parked: Parked
-
     def __init__(self, owner: object = None) -> None:
         super().__init__(owner)
         self.loop = trio.lowlevel.current_trio_token()

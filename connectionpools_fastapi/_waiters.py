@@ -6,7 +6,7 @@ under the pool's lock, and `wake` is called once after the lock is released.
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from .manager import T
@@ -53,8 +53,8 @@ class TaskWaiter(Waiter[T]):
     __slots__ = ("loop", "parked")
 
     loop: Any  # of asyncio, or the token of a run of trio
-    # Until `wake`; may be cancelled, then `slot` says whether a grant was faster.
-    parked: Awaitable[object]
+    # To be awaited, until `wake`; may be cancelled, then `slot` says whether a grant was faster.
+    parked: Any
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Call something in its loop; from any thread."""
@@ -65,9 +65,6 @@ class AsyncioWaiter(TaskWaiter[T]):
     """A task of asyncio: a bare future, the fastest there is (measured, see the benchmarks)."""
 
     __slots__ = ()
-
-    loop: asyncio.AbstractEventLoop
-    parked: "asyncio.Future[None]"
 
     @classmethod
     def of(cls, loop: asyncio.AbstractEventLoop, task: object = None) -> "AsyncioWaiter[T]":

@@ -112,11 +112,8 @@ class Lease(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the resource back, unless the block discarded or detached it."""
-        slot = self._phase
-        if isinstance(slot, Slot):
-            if slot.leases != self._turn:
-                self._see_that_it_is_gone(slot)
-            self._phase = ENDED
+        slot = self._leave()
+        if slot is not None:
             try:
                 done: TaskWaiter[T] | None = self._pool._give_back(slot, task_waiter)
             except NotLeased:
@@ -137,11 +134,8 @@ class Lease(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the resource back, unless the block discarded or detached it."""
-        slot = self._phase
-        if isinstance(slot, Slot):
-            if slot.leases != self._turn:
-                self._see_that_it_is_gone(slot)
-            self._phase = ENDED
+        slot = self._leave()
+        if slot is not None:
             try:
                 self._pool._give_back_sync(slot)
             except NotLeased:
@@ -161,10 +155,16 @@ class Lease(Generic[T]):
         self._phase = slot
         return slot.resource
 
-    def _see_that_it_is_gone(self, slot: Slot[T]) -> None:
+    def _leave(self) -> Slot[T] | None:
+        """End; return what is to be given back, unless the block has ended the lease by itself."""
+        slot = self._phase
+        if not isinstance(slot, Slot):
+            return None
         # A slot that was given back by its resource may be in other hands by now.
-        if self._pool._state.holds(slot):
+        if slot.leases != self._turn and self._pool._state.holds(slot):
             raise self._not_leased(ENDED)
+        self._phase = ENDED
+        return slot
 
     def _slot(self) -> Slot[T]:
         slot = self._phase
