@@ -30,6 +30,7 @@ class Request(Protocol):
 
     def is_holding(self) -> bool:
         """Whether it holds a lease, of whichever pool."""
+        ...
 
 
 # The request that code belongs to, with all that it starts.
