@@ -331,9 +331,9 @@ class Allocation(Ledger[T]):
     def _grant(self, slot: Slot[T], now: float) -> None:
         waiter = self.queue.next()
         waiter.slot = slot
-        slot.since = now
-        slot.leases += 1
-        self.taken[slot.key] = slot
+        self._lease_out(slot, now)
+        if self._max_hold < NEVER:
+            self._watch_holds(now)
         waited = now - waiter.asked_at
         self.totals.wait.record(waited)
         if self._tells_each:
@@ -382,6 +382,7 @@ class Allocation(Ledger[T]):
         slot = self._pop_free() if not self.checking else None
         if slot is not None:
             self._look_over(slot, now)
+            self.settle(now)
         elif not self._arriving() and self._has_room() and not self.outage.failures:
             self._start_creation(now)
 

@@ -320,16 +320,22 @@ class Front(Generic[T]):
 
     def _give_back(self, slot: Slot[T], make_waiter: Callable[[], W | None]) -> W | None:
         """Give a slot back; returns what will be woken when `change` is over, if there is one."""
-        if self._has_doubts and not self._state.has_change:  # else it is asked about after that
+        state = self._state
+        done = None
+        if state.has_change:
+            try:  # noqa: SIM105 - `suppress` takes as long as giving back
+                done = make_waiter()
+            except RuntimeError:  # a coroutine is collected outside of its loop: nobody is there to wait
+                pass
+        elif self._has_doubts and state.taken.get(slot.key) is slot:  # else it is asked about after its change
             slot.doubted = self._hooks.doubt(slot.resource)
         now = self._clock()
-        self._state.end(slot, now)
-        if self._state.put_back(slot, now):
-            if self._state.gate:  # somebody came to wait in between
-                self._commit(self._state.settle, now)
+        state.end(slot, now)
+        if state.put_back(slot, now):
+            if state.gate:  # somebody came to wait in between
+                self._commit(state.settle, now)
             return None
-        done = make_waiter() if self._state.has_change else None
-        return done if self._commit(self._state.release, slot, done, now) else None
+        return done if self._commit(state.release, slot, done, now) else None
 
     def _discard(self, slot: Slot[T]) -> None:
         now = self._clock()

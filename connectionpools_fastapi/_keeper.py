@@ -56,7 +56,8 @@ class Keeper(Generic[T]):
         # lock, since its thread has it, finds that a decision is being made, and has to wait its turn.
         self._lock = threading.RLock()
         self._decider: int | None = None  # the thread that is making a decision
-        self._withdrawer: int | None = None  # the thread that lets somebody go whom it could not wake
+        # The threads that decide something while they carry out: that goes on with what follows, one after the other.
+        self._carriers: set[int] = set()
         self._due = NEVER  # when the timer is set to ring
         self._timer: Timer | None = None
         self._lost: deque[ReferenceType[Any]] = deque()
@@ -74,12 +75,13 @@ class Keeper(Generic[T]):
         # What an outage keeps alive, down to half-open connections, must not die under the lock.
         cause = state.outage.cause
         ring_earlier = False
+        me = get_ident()  # before the lock: a call might let the collector in between that and what marks it
         try:
             with self._lock:
                 if self._decider is not None:
                     self._postpone(partial(decide, *args))
                     return None  # type: ignore[return-value] # what may be postponed has nothing to say
-                self._decider = get_ident()
+                self._decider = me
                 try:
                     return decide(*args)
                 finally:
@@ -106,7 +108,7 @@ class Keeper(Generic[T]):
                 "midst of a decision. Do not use a pool in destructors"
             )
             raise PoolConfigError(msg)
-        state.todo.append((Action.DECIDE, partial(self.commit, decision)))
+        state.todo.append((Action.DECIDE, decision))
 
     def move(self, loop: Loop, now: float) -> None:
         """Live in this loop from now on; part of a decision."""
@@ -123,7 +125,8 @@ class Keeper(Generic[T]):
         """Begin anew in a forked child, whose only thread is this one."""
         _keep_for_good([self._state.fork(), self.loop, self._timer])
         self._lock = threading.RLock()  # somebody may have held the old one
-        self._decider = self._withdrawer = None
+        self._decider = None
+        self._carriers.clear()
         self.loop = None
         self._timer = None
         self._due = NEVER
@@ -133,7 +136,8 @@ class Keeper(Generic[T]):
         return self.loop is not None and self.loop.has_ended()
 
     def _carry_out(self) -> None:
-        if get_ident() in (self._decider, self._withdrawer):  # further out it goes on, with this as well
+        me = get_ident()
+        if me == self._decider or me in self._carriers:  # further out it goes on, with this as well
             return
         todo = self._state.todo
         while todo:
@@ -143,11 +147,20 @@ class Keeper(Generic[T]):
                 break
             self._do(action, subject)
 
+    def _meanwhile(self, decide: Callable[[], object]) -> None:
+        """Decide something while carrying out: what follows from it is not done within it, however much that is."""
+        me = get_ident()
+        self._carriers.add(me)
+        try:
+            decide()
+        finally:
+            self._carriers.discard(me)
+
     def _do(self, action: Action, subject: Any) -> None:
         if action is WAKE:
             self._wake(subject)
         elif action is Action.DECIDE:
-            subject()
+            self._meanwhile(partial(self.commit, subject))
         elif action is Action.WATCH:
             self._watch(subject)
         elif action is Action.TELL:
@@ -164,11 +177,7 @@ class Keeper(Generic[T]):
         try:
             waiter.wake()
         except RuntimeError:  # its loop has ended, and it with it; so may have the loop of whoever is next
-            self._withdrawer = get_ident()
-            try:
-                self.commit(self._state.withdraw, waiter, self._clock())
-            finally:
-                self._withdrawer = None
+            self._meanwhile(partial(self.commit, self._state.withdraw, waiter, self._clock()))
 
     def _watch(self, waiter: TaskWaiter[T]) -> None:
         client = waiter.client
@@ -188,12 +197,12 @@ class Keeper(Generic[T]):
             try:
                 rest = self._hooks.begin_change(subject.resource)
             except BaseException as error:
-                self._report(action, subject, error)
-                if not isinstance(error, Exception):
+                self._meanwhile(partial(self._report, action, subject, error))
+                if isinstance(error, (KeyboardInterrupt, SystemExit)):  # as a task of the pool's own would
                     raise
                 return
             if rest is None:
-                self.commit(self._changed(subject), self._clock())
+                self._meanwhile(partial(self.commit, self._changed(subject), self._clock()))
                 return
             job = partial(self._finish_change, rest)
         try:

@@ -8,7 +8,6 @@ they may come in between at any time, nobody may rely on what `free` held a mome
 """
 
 import random
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,7 +24,6 @@ from ._slot import NEVER, Creation, Slot
 from ._totals import Totals
 from ._upkeep import Upkeep
 from .manager import T
-from .stats import USE_BOUNDS
 
 
 class Status(Enum):
@@ -122,9 +120,7 @@ class Ledger(Generic[T]):
         if now > slot.fresh_until:
             self._undo_next_free(slot)
             return None
-        slot.since = now
-        slot.leases += 1
-        self.taken[slot.key] = slot
+        self._lease_out(slot, now)
         return slot
 
     def end(self, slot: Slot[T], now: float) -> None:
@@ -140,13 +136,15 @@ class Ledger(Generic[T]):
             raise report.not_leased(self)
         slot.holder = slot.lease = None
         used, slot.since = now - slot.since, now
-        slot.use_counts[bisect_left(USE_BOUNDS, used)] += 1
-        slot.use_sum += used
+        slot.record_use(used)
         if self.heard and slot.generation != LOST:  # else it was told when it was written off
             self._tell("on_release", used)
 
     def put_back(self, slot: Slot[T], now: float) -> bool:
-        """Make a slot free whose lease has ended; False where that takes `release`."""
+        """Make a slot free whose lease has ended; False where that takes `release`.
+
+        One that is doubted as well: who leases it next will ask himself.
+        """
         if self.gate or self._returns_need_more:
             return False
         fresh_until = now + self._fresh_after_use
@@ -263,7 +261,7 @@ class Ledger(Generic[T]):
         """Say why a slot must not be used again; None if it may."""
         if slot.generation != self.generations.current:
             return "expire"
-        if len(self.slots) + len(self.creating) > self.limit:
+        if self._is_above_limit():
             return "resize"
         return self.upkeep.why_retire(slot, now) if self._retires else None
 

@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from itertools import count
 from typing import Generic
 
+from ._slot import NEVER
 from ._waiters import Waiter
 from .manager import T
 
-NEVER = float("inf")
-
 # How long somebody waits before his client is watched, in seconds. To watch costs more than to wait
 # (about a third of a request that asks a database once, as measured), and is of use where queues are long.
-PATIENCE = 0.05
+WATCH_AFTER = 0.05
 
 
 class Queue(Generic[T]):
@@ -56,7 +55,7 @@ class Queue(Generic[T]):
             self.due = waiter.deadline
         if waiter.client is not None:
             self._unwatched.append(waiter)
-            self.due = min(self.due, self._unwatched[0].asked_at + PATIENCE)
+            self.due = min(self.due, self._unwatched[0].asked_at + WATCH_AFTER)
 
     def leave(self, waiter: Waiter[T]) -> None:
         """Let a waiter go, from wherever it stands."""
@@ -91,6 +90,9 @@ class Queue(Generic[T]):
         if self._owners.get(waiter.owner) is waiter:
             del self._owners[waiter.owner]
         waiter.owner = waiter.request = waiter.client = None  # they must not live on with its deadline
+        unwatched = self._unwatched
+        while unwatched and not unwatched[0].waits:
+            unwatched.popleft()
 
     def overdue(self, now: float) -> Iterator[Waiter[T]]:
         """Yield, one after the other, who waits although its time is over; each has to leave."""
@@ -102,12 +104,12 @@ class Queue(Generic[T]):
                 yield waiter
         self.due = deadlines[0][0] if deadlines else NEVER
         if self._unwatched:
-            self.due = min(self.due, self._unwatched[0].asked_at + PATIENCE)
+            self.due = min(self.due, self._unwatched[0].asked_at + WATCH_AFTER)
 
     def unwatched(self, now: float) -> Iterator[Waiter[T]]:
         """Yield, once each, who has waited so long that his client is to be watched; before `overdue`."""
         unwatched = self._unwatched
-        while unwatched and (unwatched[0].asked_at + PATIENCE <= now or not unwatched[0].waits):
+        while unwatched and (unwatched[0].asked_at + WATCH_AFTER <= now or not unwatched[0].waits):
             waiter = unwatched.popleft()
             if waiter.waits:
                 yield waiter

@@ -61,7 +61,7 @@ class Slot(Generic[T]):
         self.use_sum = 0.0
 
     def record_use(self, seconds: float) -> None:
-        """Count a lease that has ended; `Ledger.end` does the same, at the cost of no call."""
+        """Count a lease that has ended."""
         self.use_counts[bisect_left(USE_BOUNDS, seconds)] += 1
         self.use_sum += seconds
 

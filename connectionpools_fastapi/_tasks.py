@@ -189,12 +189,12 @@ class TaskFront(Front[T]):
     ) -> Slot[T]:
         waiter: TaskWaiter[T] = task_waiter(task)
         waiter.request, waiter.client = holding_request(), client
-        slot = self._queue_up(waiter, self._policy.timeout if timeout is DEFAULT else timeout)
-        if slot is not None:
-            return slot
         loop = self._keeper.loop
         is_here = loop is not None and waiter.loop is loop.native
         try:
+            slot = self._queue_up(waiter, self._seconds(timeout))
+            if slot is not None:
+                return slot
             if is_here or waiter.deadline is None:
                 await waiter.parked
             else:

@@ -107,10 +107,10 @@ class ThreadFront(TaskFront[T]):
         waiter: ThreadWaiter[T] = ThreadWaiter()
         waiter.request = holding_request()
         seconds = self._seconds(timeout)
-        slot = self._queue_up(waiter, seconds)
-        if slot is not None:
-            return slot
         try:
+            slot = self._queue_up(waiter, seconds)
+            if slot is not None:
+                return slot
             # A thread watches its own time too: the pool's loop may be blocked.
             if not waiter.wait(seconds):
                 self._commit(self._state.time_out, waiter, self._clock())

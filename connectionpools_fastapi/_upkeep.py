@@ -6,14 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Generic
 
 from ._policy import Policy
-from ._slot import Slot
+from ._slot import NEVER, Slot
 from .manager import T
 
 # Each resource's times are shortened by up to a tenth, left to chance, so that those which
 # were created together do not go together. Never lengthened: a limit is a limit.
 JITTER = 0.1
-
-NEVER = float("inf")
 
 
 class Upkeep(Generic[T]):

@@ -134,6 +134,24 @@ def test_the_gaps_of_those_who_have_left_are_closed_now_and_then() -> None:
     assert list(queue) == [first, last]
 
 
+def test_whose_client_need_not_be_watched_any_more_is_forgotten_at_once() -> None:
+    queue = queue_of()
+    for _ in range(100):
+        caller = waiter()
+        caller.client = Patient()
+        queue.join(caller)
+        queue.leave(caller)
+    assert len(queue._unwatched) == 0
+
+
+class Patient:
+    """A client that does not go away."""
+
+    def watch(self, waiter: object, leave: object) -> None: ...
+
+    def unwatch(self, waiter: object) -> None: ...
+
+
 def test_when_deadlines_are_dropped_the_others_stay_in_order() -> None:
     # As they stand in the heap: without the two earliest ones, what is left is no heap any more.
     first, late, second, *others = callers = [

@@ -2093,6 +2093,24 @@ def test_a_failed_check_of_what_was_quiet_has_the_next_checked() -> None:
     assert at.free()[0] in slots
 
 
+def test_a_lease_that_was_waited_for_is_watched_also_if_nothing_was_leased_as_somebody_looked() -> None:
+    at = desk(limit=1, max_hold=5.0)
+    caller = at.come()
+    at.later(6)
+    at.created()
+    assert caller.slot is not None
+    at.later(5)
+    assert at.count("warn") == 1
+
+
+def test_what_is_too_old_is_replaced_also_if_it_was_wanted_at_once_or_not_at_all() -> None:
+    at = desk(limit=1, min_free=1, max_lifetime=5.0)
+    at.created()
+    at.now += 6
+    assert at.do(at.state.try_acquire) is None
+    assert (at.count("clean"), at.count("create")) == (1, 1)
+
+
 def test_several_things_may_be_due_at_once() -> None:
     at = desk(limit=3, max_lifetime=5.0, max_hold=5.0)
     old, *_ = at.leases(3)

@@ -57,6 +57,18 @@ async def test_where_all_are_dead_the_caller_waits_for_a_new_one_and_sees_no_err
         await assert_nothing_is_lost(pool, backend)
 
 
+@pytest.mark.parametrize("end", ["detach", "discard"])
+async def test_nobody_asks_about_what_is_not_the_pools_any_more(end: str) -> None:
+    asked: list[Resource] = []
+    backend = Backend()
+    async with backend.pool("check", doubtful=asked.append, limit=1) as pool:
+        async with pool.lease() as resource:
+            getattr(pool, end)(resource)
+            asked.clear()
+        assert asked == []
+        await assert_nothing_is_lost(pool, backend, detached=end == "detach")
+
+
 async def test_a_doubt_that_the_check_does_not_share_costs_a_check_only() -> None:
     backend = Backend()
     async with backend.pool("check", doubtful=lambda _: True, check_after=60, limit=1) as pool:

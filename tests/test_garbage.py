@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from connectionpools_fastapi import ConnectionPool, PoolConfigError
+from connectionpools_fastapi import ConnectionPool, PoolConfigError, PoolListener
 from tests.support import PlainBackend, Resource, check
 
 
@@ -80,6 +80,106 @@ def test_a_lease_may_end_in_the_midst_of_a_decision(pool: ConnectionPool[Resourc
     with pool.lease():
         pass
     assert pool.stats().leased == 0
+
+
+def dropped(pool: ConnectionPool[Resource], number: int) -> None:
+    """Let so many callers, each parked or in the midst of its block, be left to the collector."""
+    callers: list[Any] = [None]
+    for _ in range(number):
+        cycle: list[Any] = [use(pool)]
+        cycle.append(cycle)
+        cycle[0].send(None)
+    del callers, cycle
+
+
+class Parked:
+    def __await__(self) -> Generator[None]:
+        yield
+
+
+async def use(pool: ConnectionPool[Resource]) -> None:
+    async with pool.lease(timeout=None):
+        await Parked()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("limit", [1, 2000])
+def test_however_many_callers_are_collected_in_the_midst_of_a_decision_nothing_is_lost(limit: int) -> None:
+    """All that follows is done in a row, and not one thing within another."""
+
+    async def main() -> None:
+        backend = PlainBackend()
+        pool = backend.pool("change", limit=limit, max_creating=limit, blocking=False, timeout=None)
+        async with pool:
+            held = [await pool.acquire() for _ in range(limit)]
+            for resource in held[1:]:
+                await pool.release(resource)
+            gc.collect()
+            gc.disable()
+            try:
+                dropped(pool, 1999)
+                assert pool.waiting + pool.taken == 2000
+                pool._commit(lambda: gc.collect() and None)
+            finally:
+                gc.enable()
+            assert (pool.waiting, pool.taken) == (0, 1)
+            await pool.release(held[0])
+            check(pool)
+
+    asyncio.run(main())
+
+
+def test_nothing_is_carried_out_under_the_lock_whoever_is_collected_as_it_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[bool] = []
+
+    class Onlooker(PoolListener):
+        def on_withdraw(self, pool: str, waited: float) -> None:
+            told.append(is_locked())
+
+    def is_locked() -> bool:
+        return bool(the_pool._keeper._lock._is_owned())  # type: ignore[attr-defined] # the library's own
+
+    def look() -> int:
+        if is_locked():
+            gc.collect()
+        return threading.get_ident()
+
+    async def main() -> None:
+        async with the_pool:
+            the_pool.add_listener(Onlooker())
+            held = await the_pool.acquire()
+            gc.collect()
+            gc.disable()
+            try:
+                dropped(the_pool, 1)
+                with monkeypatch.context() as patch:
+                    patch.setattr("connectionpools_fastapi._keeper.get_ident", look)
+                    the_pool.stats()
+                gc.collect()
+            finally:
+                gc.enable()
+            await the_pool.release(held)
+
+    the_pool = PlainBackend().pool(limit=1, blocking=False)
+    asyncio.run(main())
+    assert told == [False]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_block_that_is_collected_outside_of_its_loop_gives_back(pool: ConnectionPool[Resource]) -> None:
+    """Where a resource is changed as it comes back, nobody is there to wait for that."""
+    with pool.lease():
+        pass
+    caller = use(pool)
+    caller.send(None)
+    assert pool.taken == 1
+    del caller
+    gc.collect()
+    with pool.lease():
+        pass
+    assert pool.stats().discards["leak"] == 0
 
 
 @pytest.mark.parametrize("end", ["release_nowait", "discard"])

@@ -265,7 +265,7 @@ async def test_a_change_that_is_over_as_soon_as_it_is_called_needs_no_task() -> 
 async def test_a_change_that_fails_as_it_is_called_costs_the_resource_and_no_slot(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    errors: list[BaseException] = [ValueError(SECRET), KeyboardInterrupt()]
+    errors: list[BaseException] = [ValueError(SECRET), asyncio.CancelledError(), KeyboardInterrupt()]
 
     def change(_: Resource) -> None:
         if errors:
@@ -273,17 +273,19 @@ async def test_a_change_that_fails_as_it_is_called_costs_the_resource_and_no_slo
 
     backend = Backend()
     async with ConnectionPool(create=backend.create, clean=backend.clean, change=change, limit=1) as pool:
-        async with pool.lease():
-            pass
+        for _ in range(2):
+            async with pool.lease():
+                pass
         with pytest.raises(KeyboardInterrupt):
             async with pool.lease():
                 pass
         async with pool.lease() as resource:
-            assert resource.number == 2
-        assert pool.stats().discards["change"] == 2
+            assert resource.number == 3
+        assert pool.stats().discards["change"] == 3
         await assert_nothing_is_lost(pool, backend)
     assert [message for message in caplog.messages if "change failed" in message] == [
         "pool 'default': change failed with ValueError",
+        "pool 'default': change failed with CancelledError",
         "pool 'default': change failed with KeyboardInterrupt",
     ]
 

@@ -65,6 +65,41 @@ async def test_a_waiter_that_comes_just_as_a_resource_is_put_back_is_served(monk
             await served.wait()
 
 
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[ConnectionPool[Any]], None]:
+    """Let the next decision of a pool be interrupted before anything that it asks for is done."""
+
+    def prepare(pool: ConnectionPool[Any]) -> None:
+        def raise_it() -> None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(pool._keeper, "_carry_out", raise_it)
+
+    return prepare
+
+
+@pytest.mark.anyio
+async def test_a_task_that_is_interrupted_as_it_joins_the_queue_leaves_it(
+    interrupt: Callable[[ConnectionPool[Any]], None],
+) -> None:
+    async with Backend().pool(limit=1) as pool:
+        interrupt(pool)
+        with pytest.raises(KeyboardInterrupt):
+            await pool.acquire()
+        assert pool.waiting == 0
+
+
+def test_a_thread_that_is_interrupted_as_it_joins_the_queue_leaves_it(
+    interrupt: Callable[[ConnectionPool[Any]], None],
+) -> None:
+    with PlainBackend().pool(limit=1) as pool:
+        interrupt(pool)
+        with pytest.raises(KeyboardInterrupt):
+            pool.acquire_sync()
+        assert pool.waiting == 0
+
+
 @pytest.mark.anyio
 async def test_a_lease_that_was_lost_and_ended_by_its_resource_all_the_same_is_not_reported(
     caplog: pytest.LogCaptureFixture,

@@ -7,7 +7,7 @@ import anyio
 from starlette.types import ASGIApp, Message
 
 from connectionpools_fastapi import ConnectionPool
-from connectionpools_fastapi._queue import PATIENCE
+from connectionpools_fastapi._queue import WATCH_AFTER
 from tests.support import settled
 
 Headers = Iterable[tuple[str, str]]
@@ -32,7 +32,7 @@ def things(limit: int = 2, *, name: str = "db", **options: Any) -> ConnectionPoo
 async def watched() -> None:
     """Let so much time go by, virtual time, that the client of whoever waits is watched."""
     await settled()
-    await anyio.sleep(PATIENCE)
+    await anyio.sleep(WATCH_AFTER)
     await settled()
 
 
