@@ -171,8 +171,7 @@ class Allocation(Ledger[T]):
     def release(self, slot: Slot[T], done: Waiter[T] | None, now: float) -> bool:
         """Change, retire or hand on what came back; True if `done` will be woken after a change."""
         if self.has_change and self._why_retire(slot, now) is None:
-            slot.done = done
-            self.changing.add(slot)
+            self.changing[slot] = done
             self.todo.append((Action.CHANGE, slot))
             return True
         self._come_back(slot, now)
@@ -180,10 +179,9 @@ class Allocation(Ledger[T]):
 
     def changed(self, slot: Slot[T], now: float, *, failed: bool) -> None:
         """Take note that `change` is over."""
-        self.changing.remove(slot)
-        if slot.done is not None:
-            self.todo.append((WAKE, slot.done))
-            slot.done = None
+        done = self.changing.pop(slot)
+        if done is not None:
+            self.todo.append((WAKE, done))
         if failed:
             self._discard(slot, "change")
             self.settle(now)

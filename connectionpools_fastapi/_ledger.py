@@ -23,6 +23,7 @@ from ._queue import Queue
 from ._slot import NEVER, Creation, Slot
 from ._totals import Totals
 from ._upkeep import Upkeep
+from ._waiters import Waiter
 from .manager import T
 
 
@@ -72,6 +73,7 @@ class Ledger(Generic[T]):
         self._min_free = policy.min_free
         self._max_hold = policy.max_hold or NEVER
         self._look_at_holds = NEVER  # when to look who holds for too long; infinity while nobody was seen to
+        self._warned: set[tuple[int, int]] = set()  # the leases, by slot and turn, that it was said of
         self.heard: frozenset[str] = frozenset()  # events that listeners want to be told of
         self._tells_each = False  # leases and returns among them
         # When to look what time has made due: no later than needed.
@@ -84,7 +86,7 @@ class Ledger(Generic[T]):
         self.free: deque[Slot[T]] = deque()  # the least recently used on the left
         self.taken: dict[int, Slot[T]] = {}
         self.checking: set[Slot[T]] = set()
-        self.changing: set[Slot[T]] = set()
+        self.changing: dict[Slot[T], Waiter[T] | None] = {}  # and who waits for it to be over
         self.cleaning: set[Slot[T]] = set()
         self.slots: dict[int, Slot[T]] = {}
         self.creating: set[Creation] = set()

@@ -5,11 +5,11 @@ from typing import Any, Generic
 from weakref import ReferenceType
 
 from ._owner import Stack
-from ._waiters import Waiter
 from .manager import T
 from .stats import USE_BOUNDS
 
 NEVER = float("inf")
+LONG_AGO = -NEVER
 
 
 class Slot(Generic[T]):
@@ -17,7 +17,6 @@ class Slot(Generic[T]):
 
     __slots__ = (
         "checked_at",
-        "done",
         "doubted",
         "fresh_until",
         "generation",
@@ -33,7 +32,6 @@ class Slot(Generic[T]):
         "stack",
         "use_counts",
         "use_sum",
-        "warned",
     )
 
     def __init__(self, resource: T, generation: int, now: float) -> None:
@@ -43,15 +41,13 @@ class Slot(Generic[T]):
         self.fresh_until = now  # up to then it may be used without a check
         self.doubted = False  # when it came back the last time, by its manager
         self.since = now  # when its lease began, or ended
-        self.checked_at = now
+        self.checked_at = LONG_AGO  # noted where it matters: each float of its own takes 24 bytes
         self.leases = 0  # how often it was leased out, which tells one lease of it from the next
         # Who has it: a name that was given, or else what `lease` still finds: the lease itself
         # or, of one made by hand, the task or thread in which it began. Kept alive by neither.
         self.holder: object = None
         self.lease: ReferenceType[Any] | None = None
         self.stack: Stack | None = None  # where it was acquired, in debug mode
-        self.warned = 0  # which lease of it was reported as held for too long
-        self.done: Waiter[T] | None = None  # who waits for its change to be over
         # Upkeep's notes: its own share of chance, when it has to go, when to look at it again.
         self.pace = 1.0
         self.retire_at = self.look_at = NEVER

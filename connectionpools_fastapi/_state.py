@@ -6,6 +6,8 @@ lock is released. All methods need the pool's lock. In three layers: what is whe
 (`_ledger`), who gets what (`_allocation`), and here the life of the whole.
 """
 
+from typing import Any
+
 from . import _report as report
 from ._allocation import Allocation
 from ._ledger import OPEN, SUSPENDED, Action, Status
@@ -262,15 +264,21 @@ class State(Allocation[T]):
         self._look_at_holds = NEVER
         self.gate = True  # whoever leases from now on sees to it that somebody looks
         leased = list(self.taken.values())
+        self._warned.intersection_update(map(_turn, leased))
         for slot in leased:
-            if now >= slot.since + self._max_hold and slot.warned != slot.leases:  # as `later` says, to the bit
-                slot.warned = slot.leases
+            if now >= slot.since + self._max_hold and _turn(slot) not in self._warned:  # as `later` says, to the bit
+                self._warned.add(_turn(slot))
                 self.todo.append((Action.WARN, Hold.of(slot, now)))
         if len(self.free) < len(self.slots):  # something is leased, or just being leased
-            later = [slot.since + self._max_hold for slot in leased if slot.warned != slot.leases]
+            later = [slot.since + self._max_hold for slot in leased if _turn(slot) not in self._warned]
             self._look_at_holds = min(later, default=now + self._max_hold)
         self._set_gate()
 
     def _retry_at(self) -> float:
         retry = self.outage.failures and not self.creating and self._has_room()
         return self.outage.retry_at if retry else NEVER
+
+
+def _turn(slot: Slot[Any]) -> tuple[int, int]:
+    """Tell one lease of a slot from the next."""
+    return slot.key, slot.leases

@@ -37,6 +37,7 @@ class Upkeep(Generic[T]):
         """Begin to look after a new resource."""
         if not self._has_times:
             return
+        slot.checked_at = now
         slot.pace = 1.0 - JITTER * self._chance()
         slot.retire_at = now + self._max_lifetime * slot.pace
         self.expect(slot, now)

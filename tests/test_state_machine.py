@@ -242,7 +242,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(number=index(), failed=st.booleans())
     def changed(self, number: int, *, failed: bool) -> None:
         slot = self.hooks[Action.CHANGE].pop(number % len(self.hooks[Action.CHANGE]))
-        done = slot.done
+        done: Any = self.state.changing[slot]
         self.state.changed(slot, self.now, failed=failed)
         self.carry_out()
         assert done is None or done.woken == 1
@@ -367,7 +367,7 @@ class PoolMachine(RuleBasedStateMachine):
             for slot in gone:
                 self.state.bring_back(slot, self.now, keep=True)
             assert not self.state.creating
-            assert not self.state.checking | self.state.changing
+            assert not self.state.checking | set(self.state.changing)
         self.state.open(self.now)
         self.carry_out()
 
@@ -387,7 +387,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert {*self.hooks[Action.CHECK], *self.borrowed} == state.checking
         assert len(state.slots) + len(state.creating) <= self.most
         self.most = max(state.limit, len(state.slots) + len(state.creating))  # what came down stays down
-        assert set(self.hooks[Action.CHANGE]) == state.changing
+        assert set(self.hooks[Action.CHANGE]) == set(state.changing)
         assert set(self.hooks[Action.CLEAN]) == state.cleaning
         gone = len(self.cleaned) + state.totals.detached
         lost = sum(slot.generation == LOST for slot in state.taken.values())
