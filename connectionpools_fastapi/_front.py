@@ -59,6 +59,7 @@ class Front(Generic[T]):
         self._lose = self._keeper.lose
         self._keeps_stacks = policy.debug
         self._has_doubts = hooks.has_doubts
+        self._returns_need_more = hooks.has_change or hooks.has_doubts
 
     @property
     def name(self) -> str:
@@ -321,14 +322,7 @@ class Front(Generic[T]):
     def _give_back(self, slot: Slot[T], make_waiter: Callable[[], W | None]) -> W | None:
         """Give a slot back; returns what will be woken when `change` is over, if there is one."""
         state = self._state
-        done = None
-        if state.has_change:
-            try:  # noqa: SIM105 - `suppress` takes as long as giving back
-                done = make_waiter()
-            except RuntimeError:  # a coroutine is collected outside of its loop: nobody is there to wait
-                pass
-        elif self._has_doubts and state.taken.get(slot.key) is slot:  # else it is asked about after its change
-            slot.doubted = self._hooks.doubt(slot.resource)
+        done = self._before_return(slot, make_waiter) if self._returns_need_more else None
         now = self._clock()
         state.end(slot, now)
         if state.put_back(slot, now):
@@ -336,6 +330,16 @@ class Front(Generic[T]):
                 self._commit(state.settle, now)
             return None
         return done if self._commit(state.release, slot, done, now) else None
+
+    def _before_return(self, slot: Slot[T], make_waiter: Callable[[], W | None]) -> W | None:
+        if self._state.has_change:
+            try:
+                return make_waiter()
+            except RuntimeError:  # a coroutine is collected outside of its loop: nobody is there to wait
+                return None
+        if self._state.taken.get(slot.key) is slot:  # else its doubts are nobody's any more
+            slot.doubted = self._hooks.doubt(slot.resource)
+        return None
 
     def _discard(self, slot: Slot[T]) -> None:
         now = self._clock()
