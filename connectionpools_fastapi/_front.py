@@ -59,7 +59,7 @@ class Front(Generic[T]):
         self._lose = self._keeper.lose
         self._keeps_stacks = policy.debug
         self._has_doubts = hooks.has_doubts
-        self._returns_need_more = hooks.has_change or hooks.has_doubts
+        self._asks_before_return = hooks.has_change or hooks.has_doubts
 
     @property
     def name(self) -> str:
@@ -322,7 +322,7 @@ class Front(Generic[T]):
     def _give_back(self, slot: Slot[T], make_waiter: Callable[[], W | None]) -> W | None:
         """Give a slot back; returns what will be woken when `change` is over, if there is one."""
         state = self._state
-        done = self._before_return(slot, make_waiter) if self._returns_need_more else None
+        done = self._before_return(slot, make_waiter) if self._asks_before_return else None
         now = self._clock()
         state.end(slot, now)
         if state.put_back(slot, now):

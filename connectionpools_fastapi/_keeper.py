@@ -208,7 +208,7 @@ class Keeper(Generic[T]):
         try:
             self.loop.spawn(partial(self._perform, action, subject, job))
         except RuntimeError:
-            self._report(action, subject, self.orphaned())
+            self._meanwhile(partial(self._report, action, subject, self.orphaned()))
 
     # --- the pool's own tasks -------------------------------------------------------------
 

@@ -145,6 +145,24 @@ async def test_a_pool_that_cannot_be_opened_says_so_and_is_closed(caplog: pytest
         assert pool.free == 2
 
 
+def test_what_cannot_be_cleaned_any_more_is_let_go_however_many(caplog: pytest.LogCaptureFixture) -> None:
+    many = 2000
+    pool = PlainBackend().pool(limit=many, max_creating=many, blocking=False)
+
+    async def fill() -> None:
+        await pool.open()
+        for resource in [await pool.acquire() for _ in range(many)]:
+            await pool.release(resource)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(fill())
+    loop.close()
+    pool.expire()
+    assert (pool.free, pool.stats().cleaning, pool.stats().clean_failures) == (0, 0, many)
+    assert len([message for message in caplog.messages if "clean failed with" in message]) == many
+    check(pool)
+
+
 def test_leases_that_end_with_their_loop_are_passed_over_however_many() -> None:
     pool = PlainBackend().pool(limit=1, timeout=None)
     pool.open_sync()
