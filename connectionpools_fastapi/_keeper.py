@@ -177,7 +177,7 @@ class Keeper(Generic[T]):
         try:
             waiter.wake()
         except RuntimeError:  # its loop has ended, and it with it; so may have the loop of whoever is next
-            self._meanwhile(partial(self.commit, self._state.withdraw, waiter, self._clock()))
+            self._meanwhile(lambda: self.commit(self._state.withdraw, waiter, self._clock()))
 
     def _watch(self, waiter: TaskWaiter[T]) -> None:
         client = waiter.client
@@ -202,7 +202,8 @@ class Keeper(Generic[T]):
                     raise
                 return
             if rest is None:
-                self._meanwhile(partial(self.commit, self._changed(subject), self._clock()))
+                outcome = self._changed(subject)
+                self._meanwhile(lambda: self.commit(outcome, self._clock()))
                 return
             job = partial(self._finish_change, rest)
         try:
