@@ -14,7 +14,7 @@ from connectionpools_fastapi._generations import LOST, Generations
 from connectionpools_fastapi._outage import Outage
 from connectionpools_fastapi._owner import Hold, acquiring_stack, current_task, name_of, owner_of
 from connectionpools_fastapi._policy import Policy
-from connectionpools_fastapi._queue import Queue
+from connectionpools_fastapi._queue import WATCH_AFTER, Queue
 from connectionpools_fastapi._slot import Slot
 from connectionpools_fastapi._upkeep import Upkeep
 from connectionpools_fastapi._waiters import AsyncioWaiter, TaskWaiter, ThreadWaiter
@@ -142,6 +142,17 @@ def test_whose_client_need_not_be_watched_any_more_is_forgotten_at_once() -> Non
         queue.join(caller)
         queue.leave(caller)
     assert len(queue._unwatched) == 0
+
+
+def test_who_has_left_from_the_middle_is_not_watched() -> None:
+    callers = [waiter(), waiter(), waiter()]
+    for caller in callers:
+        caller.client = Patient()
+    queue = queue_of(*callers)
+    queue.leave(callers[1])
+    assert list(queue.unwatched(WATCH_AFTER / 2)) == []
+    assert list(queue.unwatched(WATCH_AFTER)) == [callers[0], callers[2]]
+    assert list(queue.unwatched(WATCH_AFTER)) == [], "each is watched once"
 
 
 class Patient:

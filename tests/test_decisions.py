@@ -2093,6 +2093,27 @@ def test_a_failed_check_of_what_was_quiet_has_the_next_checked() -> None:
     assert at.free()[0] in slots
 
 
+def test_whose_client_goes_away_as_it_is_granted_a_resource_has_it_all_the_same() -> None:
+    at = desk(limit=1)
+    held = at.lease()
+    caller = at.come()
+    at.give_back(held)
+    at.do(at.state.give_up, caller, OSError())
+    assert (caller.slot, caller.error, caller.woken) == (held, None, 1)
+    assert at.state.totals.withdrawals == 0
+
+
+def test_whose_client_goes_away_leaves_the_queue_and_is_told() -> None:
+    at = desk(limit=1).listen("on_withdraw")
+    at.lease()
+    caller, other = at.come(), at.come()
+    at.now += 2
+    gone = OSError()
+    at.do(at.state.give_up, caller, gone)
+    assert (caller.error, caller.woken, at.waiting()) == (gone, 1, [other])
+    assert (at.told(), at.state.totals.withdrawals) == ([("on_withdraw", 2.0)], 1)
+
+
 def test_a_lease_that_was_waited_for_is_watched_also_if_nothing_was_leased_as_somebody_looked() -> None:
     at = desk(limit=1, max_hold=5.0)
     caller = at.come()

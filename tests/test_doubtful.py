@@ -6,7 +6,7 @@ from typing import Any
 import anyio
 import pytest
 
-from connectionpools_fastapi import ConnectionPool, PoolConfigError, ResourceManager
+from connectionpools_fastapi import ConnectionPool, PoolConfigError, PoolListener, ResourceManager
 from connectionpools_fastapi._ledger import Action
 from tests.desk import desk
 from tests.support import Backend, PlainBackend, Resource, assert_nothing_is_lost, held, same, settled
@@ -16,6 +16,12 @@ pytestmark = pytest.mark.anyio
 
 def is_known_dead(resource: Resource) -> bool:
     return resource.is_healthy is not True
+
+
+class Listens(PoolListener):
+    """Wants to hear of each lease, so that each is a decision."""
+
+    def on_acquire(self, pool: str, waited: float) -> None: ...
 
 
 def doubting(backend: Backend, **options: Any) -> ConnectionPool[Resource]:
@@ -30,10 +36,13 @@ async def fill(pool: ConnectionPool[Resource], number: int) -> list[Resource]:
     return resources
 
 
-@pytest.mark.parametrize("min_free", [0, 3])  # with and without the fast path
-async def test_the_next_lease_gets_one_that_is_not_doubted(min_free: int) -> None:
+@pytest.mark.parametrize("min_free", [0, 3])
+@pytest.mark.parametrize("listener", [None, Listens()])  # with and without the fast path
+async def test_the_next_lease_gets_one_that_is_not_doubted(min_free: int, listener: PoolListener | None) -> None:
     backend = Backend()
     async with doubting(backend, limit=3, min_free=min_free) as pool:
+        if listener is not None:
+            pool.add_listener(listener)
         alive, *dead = await fill(pool, 3)
         for resource in dead:
             resource.is_healthy = False

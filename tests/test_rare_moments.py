@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import ref
@@ -11,8 +12,8 @@ from weakref import ref
 import anyio
 import pytest
 
-from connectionpools_fastapi import ConnectionPool, PoolConfigError, WrongEventLoop
-from connectionpools_fastapi._loop import LoopEnded, PrivateLoop
+from connectionpools_fastapi import ConnectionPool, NotLeased, PoolConfigError, WrongEventLoop
+from connectionpools_fastapi._loop import LoopEnded, PrivateLoop, task_waiter
 from connectionpools_fastapi._waiters import ThreadWaiter
 from tests.desk import Desk, Named
 from tests.support import SECRET, Backend, PlainBackend, Resource, check, held, same, settled
@@ -63,6 +64,46 @@ async def test_a_waiter_that_comes_just_as_a_resource_is_put_back_is_served(monk
         lease.release_nowait()
         with anyio.fail_after(10):
             await served.wait()
+
+
+def test_what_another_thread_has_taken_to_carry_out_is_done_by_that_one_alone() -> None:
+    class TakenByAnother(deque[Any]):
+        def popleft(self) -> Any:
+            super().popleft()
+            raise IndexError
+
+    with PlainBackend().pool(limit=1) as pool:
+        pool._state.todo = TakenByAnother([("to be done by", "the other")])
+        pool._keeper._carry_out()
+        assert not pool._state.todo
+        pool._state.todo = deque()
+
+
+@pytest.mark.anyio
+async def test_who_waits_no_more_as_it_is_to_be_watched_is_not() -> None:
+    async with Backend().pool(limit=1) as pool:
+        waiter = task_waiter()
+        assert waiter.client is None
+        pool._keeper._watch(waiter)
+
+
+@pytest.mark.anyio
+async def test_what_was_given_back_by_its_resource_within_the_block_is_not_given_back_again_unnoticed() -> None:
+    async with Backend().pool(limit=1) as pool:
+        with pytest.raises(NotLeased):
+            async with pool.lease() as resource:
+                await pool.release(resource)
+        assert (pool.free, pool.taken) == (1, 0)
+
+
+def test_nor_is_it_in_a_thread_where_it_may_be_discarded_as_well() -> None:
+    with PlainBackend().pool(limit=1) as pool:
+        with pytest.raises(NotLeased), pool.lease() as resource:
+            pool.release_sync(resource)
+        with pool.lease() as resource:
+            pool.discard(resource)
+        with pool.lease() as another:
+            assert another is not resource
 
 
 @pytest.fixture
