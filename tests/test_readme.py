@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from connectionpools_fastapi import ConnectionPool
+from connectionpools_fastapi._queue import WATCH_AFTER
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -49,6 +50,11 @@ def test_the_three_commands_name_extras_that_exist() -> None:
     for command in commands:
         (extra,) = re.findall(r"\[(\w+)\]", shlex.split(command)[3])
         assert extra in extras
+
+
+def test_who_gives_up_leaves_the_queue_as_soon_as_the_readme_says() -> None:
+    (milliseconds,) = re.findall(r"leaves the queue within (\d+) ms", README)
+    assert int(milliseconds) / 1000 >= WATCH_AFTER
 
 
 def test_every_file_that_the_readme_points_to_exists() -> None:
