@@ -67,7 +67,8 @@ class Allocation(Ledger[T]):
             WouldDeadlock: If it would wait for itself, or close a circle of those who wait for each other.
             TooManyWaiting: If the queue is full.
         """
-        if self.free or not self.queue.size:  # else somebody was here before, and has got nothing either
+        queue = self.queue
+        if self.free or not queue.size:  # else somebody was here before, and has got nothing either
             slot = self.try_acquire(now)
             if slot is not None:
                 return slot
@@ -89,7 +90,6 @@ class Allocation(Ledger[T]):
         waiter.asked_at = now
         waiter.deadline = None if timeout is None else now + timeout
         self.gate = True
-        queue = self.queue
         queue.join(waiter)
         self.due = min(self.due, queue.due)
         if self._max_hold < NEVER:
@@ -168,14 +168,20 @@ class Allocation(Ledger[T]):
 
     # --- release: of a slot whose lease was ended by `end` ------------------------------------
 
-    def release(self, slot: Slot[T], done: Waiter[T] | None, now: float) -> bool:
-        """Change, retire or hand on what came back; True if `done` will be woken after a change."""
+    def release(self, slot: Slot[T], now: float) -> None:
+        """Change, retire or hand on what came back."""
         if self.has_change and self._why_retire(slot, now) is None:
-            self.changing[slot] = done
+            self.changing[slot] = None
             self.todo.append((Action.CHANGE, slot))
-            return True
-        self._come_back(slot, now)
-        return False
+        else:
+            self._come_back(slot, now)
+
+    def wait_changed(self, slot: Slot[T], lease: int, done: Waiter[T]) -> bool:
+        """Wake `done` once the change after this lease of the slot is over; False if it is."""
+        if slot not in self.changing or slot.leases != lease:
+            return False
+        self.changing[slot] = done
+        return True
 
     def changed(self, slot: Slot[T], now: float, *, failed: bool) -> None:
         """Take note that `change` is over."""
@@ -229,7 +235,7 @@ class Allocation(Ledger[T]):
         took = now - creation.started
         self.totals.create.record(took)
         self._tell("on_create", took)
-        self.outage.end()
+        self._end_outage()
         slot = Slot(resource, creation.generation, now)
         self.slots[slot.key] = slot
         self.upkeep.enter(slot, now)
@@ -248,6 +254,7 @@ class Allocation(Ledger[T]):
         self.totals.create_failures += 1
         self._tell("on_create_failed", cause)
         was_failing = self.outage.failures > 0
+        self._forget_cause()
         self.outage.note(cause, started=creation.started, now=now)
         self._doubt_free()
         # Later ones are tries of our own, made for nobody; and a suspended pool lets all wait.
@@ -329,7 +336,10 @@ class Allocation(Ledger[T]):
     def _grant(self, slot: Slot[T], now: float) -> None:
         waiter = self.queue.next()
         waiter.slot = slot
-        self._lease_out(slot, now)
+        # As `_lease_out` does, which would be a hundredth of a lease.
+        slot.since = now
+        slot.leases += 1
+        self.taken[slot.key] = slot
         if self._max_hold < NEVER:
             self._watch_holds(now)
         waited = now - waiter.asked_at
@@ -403,6 +413,14 @@ class Allocation(Ledger[T]):
 
     def _has_room(self) -> bool:
         return self.status is OPEN and len(self.slots) + len(self.creating) < self.limit
+
+    def _end_outage(self) -> None:
+        self._forget_cause()
+        self.outage.end()
+
+    def _forget_cause(self) -> None:
+        if self.outage.cause is not None:
+            self.todo.append((Action.FORGET, self.outage.cause))
 
     def _is_down(self) -> bool:
         return self.outage.failures > 0 and not self.slots and self.status is OPEN

@@ -15,7 +15,7 @@ from ._front import REQUEST
 from ._loop import _in_trio
 from ._slot import Slot
 from ._waiters import TaskWaiter
-from .lease import DEFAULT, nobody
+from .lease import DEFAULT
 from .manager import T
 from .pool import ConnectionPool
 
@@ -76,7 +76,7 @@ class Inbox:
             if not self._waits:
                 self._context = None
         if self.is_gone:  # at the very moment at which it was granted
-            pool._give_back(slot, nobody)
+            pool._give_back(slot)
             raise ClientGone
         return slot
 

@@ -7,7 +7,7 @@ through a decision that the keeper commits.
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol
 from weakref import ref
 
 from . import _report as report
@@ -43,9 +43,6 @@ def holding_request() -> Request | None:
     return request if request is not None and request.is_holding() else None
 
 
-W = TypeVar("W", bound=Waiter[Any])
-
-
 class Front(Generic[T]):
     """Looking in, ending leases, and the steps of an acquire and a release that never wait."""
 
@@ -59,7 +56,7 @@ class Front(Generic[T]):
         self._lose = self._keeper.lose
         self._keeps_stacks = policy.debug
         self._has_doubts = hooks.has_doubts
-        self._asks_before_return = hooks.has_change or hooks.has_doubts
+        self._asks_before_return = hooks.has_doubts and not hooks.has_change  # which is followed by the question
 
     @property
     def name(self) -> str:
@@ -319,27 +316,19 @@ class Front(Generic[T]):
         if self._keeps_stacks:
             slot.stack = acquiring_stack()
 
-    def _give_back(self, slot: Slot[T], make_waiter: Callable[[], W | None]) -> W | None:
-        """Give a slot back; returns what will be woken when `change` is over, if there is one."""
+    def _give_back(self, slot: Slot[T]) -> bool:
+        """Give a slot back; True while it is being changed."""
         state = self._state
-        done = self._before_return(slot, make_waiter) if self._asks_before_return else None
+        if self._asks_before_return and state.taken.get(slot.key) is slot:  # else its doubts are nobody's any more
+            slot.doubted = self._hooks.doubt(slot.resource)
         now = self._clock()
         state.end(slot, now)
         if state.put_back(slot, now):
             if state.gate:  # somebody came to wait in between
                 self._commit(state.settle, now)
-            return None
-        return done if self._commit(state.release, slot, done, now) else None
-
-    def _before_return(self, slot: Slot[T], make_waiter: Callable[[], W | None]) -> W | None:
-        if self._state.has_change:
-            try:
-                return make_waiter()
-            except RuntimeError:  # a coroutine is collected outside of its loop: nobody is there to wait
-                return None
-        if self._state.taken.get(slot.key) is slot:  # else its doubts are nobody's any more
-            slot.doubted = self._hooks.doubt(slot.resource)
-        return None
+            return False
+        self._commit(state.release, slot, now)
+        return slot in state.changing
 
     def _discard(self, slot: Slot[T]) -> None:
         now = self._clock()

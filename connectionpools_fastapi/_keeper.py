@@ -72,8 +72,6 @@ class Keeper(Generic[T]):
     def commit(self, decide: Callable[[*Args], R], *args: *Args) -> R:
         """Make one decision of the state, then carry out what it asks for; from any thread."""
         state = self._state
-        # What an outage keeps alive, down to half-open connections, must not die under the lock.
-        cause = state.outage.cause
         ring_earlier = False
         me = get_ident()  # before the lock: a call might let the collector in between that and what marks it
         try:
@@ -90,11 +88,10 @@ class Keeper(Generic[T]):
                         self._due = state.due
                         ring_earlier = True
         finally:
-            del cause
             if ring_earlier:
                 self._set_timer()
             if state.todo:
-                self._carry_out()
+                self._carry_out(me)
 
     def _postpone(self, decision: partial[Any]) -> None:
         state = self._state
@@ -135,8 +132,7 @@ class Keeper(Generic[T]):
         """Whether the pool's loop has ended without the pool."""
         return self.loop is not None and self.loop.has_ended()
 
-    def _carry_out(self) -> None:
-        me = get_ident()
+    def _carry_out(self, me: int) -> None:
         if me == self._decider or me in self._carriers:  # further out it goes on, with this as well
             return
         todo = self._state.todo
@@ -145,7 +141,10 @@ class Keeper(Generic[T]):
                 action, subject = todo.popleft()
             except IndexError:  # another thread was faster
                 break
-            self._do(action, subject)
+            if action is WAKE:
+                self._wake(subject)
+            else:
+                self._do(action, subject)
 
     def _meanwhile(self, decide: Callable[[], object]) -> None:
         """Decide something while carrying out: what follows from it is not done within it, however much that is."""
@@ -157,9 +156,7 @@ class Keeper(Generic[T]):
             self._carriers.discard(me)
 
     def _do(self, action: Action, subject: Any) -> None:
-        if action is WAKE:
-            self._wake(subject)
-        elif action is Action.DECIDE:
+        if action is Action.DECIDE:
             self._meanwhile(partial(self.commit, subject))
         elif action is Action.WATCH:
             self._watch(subject)
@@ -170,7 +167,7 @@ class Keeper(Generic[T]):
             logger.warning(
                 "pool %r: %s, and max_hold is %g s%s", policy.name, subject, policy.max_hold, subject.acquired_at()
             )
-        else:
+        elif action is not Action.FORGET:
             self._start(action, subject)
 
     def _wake(self, waiter: Waiter[T]) -> None:

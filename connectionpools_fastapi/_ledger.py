@@ -52,6 +52,7 @@ class Action(Enum):
     CHECK = "check"  # a slot, as in the next two
     CHANGE = "change"
     CLEAN = "clean"
+    FORGET = "forget"  # the cause of a failure: what it keeps alive must not die under the lock
 
 
 # Each look-up in an Enum costs as much as a method call.

@@ -36,7 +36,7 @@ class State(Allocation[T]):
         """Let callers in, and create what `min_free` asks for."""
         self.status = OPEN
         self.generations.next()
-        self.outage.end()
+        self._end_outage()
         self.settle(now)
 
     def close(self, now: float) -> int:
@@ -146,7 +146,7 @@ class State(Allocation[T]):
             raise report.not_open(self)
         if self.status is SUSPENDED:
             self.status = OPEN
-            self.outage.end()
+            self._end_outage()
             self._keep_alive(now)
             self.settle(now)
 

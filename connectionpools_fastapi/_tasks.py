@@ -148,9 +148,10 @@ class TaskFront(Front[T]):
         Raises:
             NotLeased: If it is not leased from this pool, or was given back before.
         """
-        done: TaskWaiter[T] | None = self._give_back(self._leased(resource), task_waiter)
-        if done is not None:
-            await done.parked
+        slot = self._leased(resource)
+        lease = slot.leases
+        if self._give_back(slot):
+            await self._wait_changed(slot, lease)
 
     async def probe(self, *, max_age: float = 5.0, timeout: float = 2.0) -> bool:
         """Find out whether the back-end answers, without ever queueing for a resource.
@@ -183,6 +184,14 @@ class TaskFront(Front[T]):
             return False
         finally:
             self._commit(self._state.forget, watcher)
+
+    async def _wait_changed(self, slot: Slot[T], lease: int) -> None:
+        try:
+            done: TaskWaiter[T] = task_waiter()
+        except RuntimeError:  # a coroutine is collected outside of its loop: nobody is there to wait
+            return
+        if self._commit(self._state.wait_changed, slot, lease, done):
+            await done.parked
 
     async def _stand_in_line(
         self, timeout: float | None | Default, task: object, client: Client | None = None

@@ -86,7 +86,8 @@ class ThreadFront(TaskFront[T]):
             WrongEventLoop: If an event loop runs in this thread.
         """
         self._refuse_loop("release_sync", "`await pool.release(resource)`")
-        self._give_back_sync(self._leased(resource))
+        slot = self._leased(resource)
+        self._give_back_sync(slot, slot.leases)
 
     def __enter__(self) -> Self:
         """Open the pool from a plain thread; see `open_sync`."""
@@ -119,10 +120,11 @@ class ThreadFront(TaskFront[T]):
             raise
         return self._granted(waiter)
 
-    def _give_back_sync(self, slot: Slot[T]) -> None:
-        done: ThreadWaiter[T] | None = self._give_back(slot, ThreadWaiter)
-        if done is not None and not self._is_here():  # else it would block the loop that it waits for
-            done.wait(self._policy.hook_timeout)
+    def _give_back_sync(self, slot: Slot[T], lease: int) -> None:
+        if self._give_back(slot) and not self._is_here():  # else it would block the loop that it waits for
+            done: ThreadWaiter[T] = ThreadWaiter()
+            if self._commit(self._state.wait_changed, slot, lease, done):
+                done.wait(self._policy.hook_timeout)
 
     def _refuse_loop(self, call: str, instead: str) -> None:
         if current_loop() is not None:

@@ -5,10 +5,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Generic
 from weakref import ref
 
-from ._loop import task_waiter
 from ._owner import acquiring_stack, current_task, current_thread
 from ._slot import Slot
-from ._waiters import TaskWaiter
 from .errors import NotLeased, PoolConfigError
 from .manager import T
 
@@ -72,7 +70,7 @@ class Lease(Generic[T]):
         Raises:
             NotLeased: If the lease has not begun or has ended.
         """
-        self._pool._give_back(self._finish(), nobody)
+        self._pool._give_back(self._finish())
 
     def discard(self) -> None:
         """End the lease and have the resource cleaned, since it is broken.
@@ -115,13 +113,13 @@ class Lease(Generic[T]):
         slot = self._leave()
         if slot is not None:
             try:
-                done: TaskWaiter[T] | None = self._pool._give_back(slot, task_waiter)
+                is_changing = self._pool._give_back(slot)
             except NotLeased:
                 if self._pool._state.holds(slot):
                     raise
             else:
-                if done is not None:
-                    await done.parked
+                if is_changing:
+                    await self._pool._wait_changed(slot, self._turn)
 
     def __enter__(self) -> T:
         """Acquire from a plain thread; raises what `ConnectionPool.acquire_sync` raises."""
@@ -137,7 +135,7 @@ class Lease(Generic[T]):
         slot = self._leave()
         if slot is not None:
             try:
-                self._pool._give_back_sync(slot)
+                self._pool._give_back_sync(slot, self._turn)
             except NotLeased:
                 if self._pool._state.holds(slot):
                     raise
@@ -185,7 +183,3 @@ class Lease(Generic[T]):
         slot = self._slot()
         self._phase = ENDED
         return slot
-
-
-def nobody() -> None:
-    """Wait for nothing."""

@@ -109,7 +109,11 @@ class Desk:
         if self.state.put_back(slot, self.now):
             self.carry_out()
             return False
-        return self.do(self.state.release, slot, done)
+        lease = slot.leases
+        self.do(self.state.release, slot)
+        if done is not None:
+            return self.ask(self.state.wait_changed, slot, lease, done)
+        return slot in self.state.changing
 
     def have_free(self, number: int) -> list[Slot[Resource]]:
         """Have so many free ones; the first of them is the least recently used."""

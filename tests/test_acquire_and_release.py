@@ -256,7 +256,7 @@ async def test_waiters_are_served_in_the_order_they_came_and_nobody_overtakes(ho
         assert pool.waiting == 3
         for number, name in enumerate("abc"):
             release = pool.lease  # a newcomer at the very moment of the release
-            pool._give_back(pool._leased(held), lambda: None)
+            pool._give_back(pool._leased(held))
             assert pool.try_acquire() is None
             assert isinstance(await outcome_of(release(timeout=0).__aenter__), PoolTimeout)
             await settled()

@@ -528,7 +528,7 @@ def test_where_resources_grow_old_what_comes_back_in_time_is_free_without_the_lo
     assert at.do(at.state.take) is slot
     at.state.end(slot, at.now)
     assert not at.state.put_back(slot, at.now)
-    at.do(at.state.release, slot, None)
+    at.do(at.state.release, slot)
 
 
 def test_with_check_after_0_each_reuse_is_checked() -> None:
@@ -536,7 +536,7 @@ def test_with_check_after_0_each_reuse_is_checked() -> None:
     slot = at.lease()
     at.state.end(slot, at.now)
     assert not at.state.put_back(slot, at.now)
-    at.do(at.state.release, slot, None)
+    at.do(at.state.release, slot)
     caller = at.come()
     assert at.asked[Action.CHECK] == [slot]
     at.checked()
@@ -556,6 +556,20 @@ def test_what_comes_back_is_changed_before_it_is_free_and_who_waits_for_that_is_
     assert at.free() == [slot]
     assert at.do(at.state.take) is slot
     assert at.give_back(slot)
+    at.changed()
+
+
+def test_nobody_waits_for_a_change_that_is_over_or_follows_a_later_lease() -> None:
+    at = desk(has_change=True)
+    slot = at.lease()
+    first = slot.leases
+    at.give_back(slot)
+    at.changed()
+    assert not at.ask(at.state.wait_changed, slot, first, Caller())
+    assert at.do(at.state.take) is slot
+    at.give_back(slot)
+    assert not at.ask(at.state.wait_changed, slot, first, Caller())
+    assert at.ask(at.state.wait_changed, slot, first + 1, Caller())
     at.changed()
 
 
@@ -1508,7 +1522,7 @@ def test_while_older_ones_are_left_what_comes_back_takes_the_lock() -> None:
     new = at.lease()
     at.state.end(new, at.now)
     assert not at.state.put_back(new, at.now)
-    at.do(at.state.release, new, None)
+    at.do(at.state.release, new)
     at.give_back(old)
     at.cleaned()
     assert at.state.gate

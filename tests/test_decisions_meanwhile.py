@@ -35,7 +35,7 @@ def gives_back(at: Desk) -> Generator[None]:
     is_back, gate = at.state.put_back(slot, at.now), at.state.gate
     yield
     if not is_back:
-        at.state.release(slot, None, at.now)
+        at.state.release(slot, at.now)
     elif gate:
         at.state.settle(at.now)
 

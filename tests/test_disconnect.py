@@ -20,7 +20,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from connectionpools_fastapi import ConnectionPool, Leased, NotLeased, PoolMiddleware, install_pools, pool_lifespan
 from connectionpools_fastapi._disconnect import ClientGone, Inbox
 from connectionpools_fastapi._owner import current_task
-from connectionpools_fastapi.lease import nobody
 from connectionpools_fastapi.testing import started
 from tests.support import held, loop_time, settled
 from tests.web import Answer, Thing, ask, watched
@@ -515,7 +514,7 @@ async def test_a_client_is_watched_for_one_wait_also_if_another_of_its_request_h
 
         async def wait(pool: ConnectionPool[Thing]) -> None:
             try:
-                pool._give_back(await inbox.wait_for(pool, current_task()), nobody)
+                pool._give_back(await inbox.wait_for(pool, current_task()))
             except ClientGone:
                 ended.append("gone")
             else:

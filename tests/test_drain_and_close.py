@@ -207,7 +207,7 @@ def test_what_another_thread_takes_while_everything_expires_goes_when_it_comes_b
         state.created(creation, Resource(number), 0)
     for slot in list(state.taken.values()):
         state.end(slot, 0)
-        state.release(slot, None, 0)
+        state.release(slot, 0)
     assert len(state.free) == 2
     state.expire(0)
     assert state.snatched is not None

@@ -82,7 +82,7 @@ def test_a_slot_that_turned_out_stale_is_not_lost_to_who_came_to_wait_meanwhile(
     state.created(creation, object(), 0)
     assert first.slot is not None
     state.end(first.slot, 0)
-    state.release(first.slot, None, 0)
+    state.release(first.slot, 0)
     # `take` in another thread has it in its hands, while somebody queues.
     stale = state._next_free()
     state.acquire(Parked(), 5, 9)

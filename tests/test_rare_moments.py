@@ -6,6 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from threading import get_ident
 from typing import Any
 from weakref import ref
 
@@ -74,7 +75,7 @@ def test_what_another_thread_has_taken_to_carry_out_is_done_by_that_one_alone() 
 
     with PlainBackend().pool(limit=1) as pool:
         pool._state.todo = TakenByAnother([("to be done by", "the other")])
-        pool._keeper._carry_out()
+        pool._keeper._carry_out(get_ident())
         assert not pool._state.todo
         pool._state.todo = deque()
 
@@ -111,7 +112,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[ConnectionPool[Any]]
     """Let the next decision of a pool be interrupted before anything that it asks for is done."""
 
     def prepare(pool: ConnectionPool[Any]) -> None:
-        def raise_it() -> None:
+        def raise_it(_: int) -> None:
             monkeypatch.undo()
             raise KeyboardInterrupt
 

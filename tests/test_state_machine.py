@@ -161,8 +161,8 @@ class PoolMachine(RuleBasedStateMachine):
         slot = self.leased.pop(number % len(self.leased))
         self.state.end(slot, self.now)
         if not self.state.put_back(slot, self.now):
-            done = Caller()
-            assert self.state.release(slot, done, self.now) == (slot in self.state.changing)
+            self.state.release(slot, self.now)
+            assert self.state.wait_changed(slot, slot.leases, Caller()) == (slot in self.state.changing)
         self.carry_out()
 
     @precondition(lambda self: self.leased)
