@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from . import _report as report
 from ._generations import LOST
-from ._ledger import OPEN, SUSPENDED, WAKE, Action, Ledger
+from ._ledger import CHANGE, OPEN, SUSPENDED, WAKE, Action, Ledger
 from ._owner import owner_of
 from ._policy import Policy
 from ._slot import NEVER, Creation, Slot
@@ -172,7 +172,7 @@ class Allocation(Ledger[T]):
         """Change, retire or hand on what came back."""
         if self.has_change and self._why_retire(slot, now) is None:
             self.changing[slot] = None
-            self.todo.append((Action.CHANGE, slot))
+            self.todo.append((CHANGE, slot))
         else:
             self._come_back(slot, now)
 

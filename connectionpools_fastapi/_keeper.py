@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, TypeVarTuple
 from weakref import ReferenceType, WeakSet
 
 from ._hooks import Hooks
-from ._ledger import WAKE, Action
+from ._ledger import CHANGE, WAKE, Action
 from ._log import logger
 from ._loop import Loop, PrivateLoop, Timer
 from ._slot import NEVER, Creation, Slot
@@ -156,7 +156,10 @@ class Keeper(Generic[T]):
             self._carriers.discard(me)
 
     def _do(self, action: Action, subject: Any) -> None:
-        if action is Action.DECIDE:
+        job = self._jobs.get(action)
+        if job is not None:
+            self._start(action, job, subject)
+        elif action is Action.DECIDE:
             self._meanwhile(partial(self.commit, subject))
         elif action is Action.WATCH:
             self._watch(subject)
@@ -167,8 +170,6 @@ class Keeper(Generic[T]):
             logger.warning(
                 "pool %r: %s, and max_hold is %g s%s", policy.name, subject, policy.max_hold, subject.acquired_at()
             )
-        elif action is not Action.FORGET:
-            self._start(action, subject)
 
     def _wake(self, waiter: Waiter[T]) -> None:
         try:
@@ -187,10 +188,9 @@ class Keeper(Generic[T]):
         with suppress(RuntimeError):  # its loop has ended, and it with it
             waiter.call_soon(partial(client.watch, waiter, leave))
 
-    def _start(self, action: Action, subject: Any) -> None:
+    def _start(self, action: Action, job: Job, subject: Any) -> None:
         assert self.loop is not None  # noqa: S101 - nothing is to be done before it is open
-        job = self._jobs[action]
-        if action is Action.CHANGE and self._hooks.changes_in_loop() and self.loop.is_here():
+        if action is CHANGE and self._hooks.changes_in_loop() and self.loop.is_here():
             try:
                 rest = self._hooks.begin_change(subject.resource)
             except BaseException as error:

@@ -56,7 +56,7 @@ class Action(Enum):
 
 
 # Each look-up in an Enum costs as much as a method call.
-OPEN, SUSPENDED, WAKE = Status.OPEN, Status.SUSPENDED, Action.WAKE
+OPEN, SUSPENDED, WAKE, CHANGE = Status.OPEN, Status.SUSPENDED, Action.WAKE, Action.CHANGE
 
 
 class Ledger(Generic[T]):

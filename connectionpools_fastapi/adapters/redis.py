@@ -174,10 +174,9 @@ class RedisManager(ResourceManager[Redis]):
             raise own(PoolError("the settings of the client were changed"))
         if connection.term.is_over:
             raise own(PoolError("the server is a read-only replica"))
-        if connection.is_lost:
-            raise own(PoolError("the connection was lost"))
         if connection.unanswered or not connection.is_quiet:
-            raise own(PoolError("the connection held replies that nobody had read"))
+            left = "was lost" if connection.is_lost else "held replies that nobody had read"
+            raise own(PoolError(f"the connection {left}"))
         must_reset = self._reset == "session" and connection.session.traces is not Traces.NONE
         if must_reset or connection.session.transaction is not Transaction.NONE:
             return _alone(pool, _reset if self._reset == "session" else _end_transaction)
