@@ -488,6 +488,103 @@ async def test_who_cleans_waits_until_a_query_that_was_cut_off_is_cancelled(post
     assert not [other for other in others if "cancel_safe" in repr(other)]
 
 
+# --- waiting for the server -------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["epoll", "no epoll"])
+def each_wait(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait in the way of this package, and in that of psycopg, as where the operating system has no epoll."""
+    if request.param == "no epoll":
+        monkeypatch.delattr("select.epoll")
+
+
+@pytest.mark.usefixtures("each_wait")
+async def test_what_a_socket_cannot_take_at_once_is_sent_and_read(postgres_url: str) -> None:
+    size = 20_000_000
+    async with asyncio.timeout(WAIT), pool_of(postgres_url) as pool, pool.lease() as connection:
+        assert await value(connection, "SELECT length(%s)", "x" * size) == size
+        assert await value(connection, "SELECT repeat('x', %s)", size) == "x" * size
+
+
+@pytest.mark.usefixtures("each_wait")
+async def test_copies_and_pipelines_work(postgres_url: str) -> None:
+    row = "x" * 10_000
+    async with asyncio.timeout(WAIT), pool_of(postgres_url) as pool, pool.lease() as connection:
+        await connection.execute("CREATE TEMP TABLE mine (thing text)")
+        cursor = connection.cursor()
+        async with cursor.copy("COPY mine FROM STDIN") as copy:
+            for _ in range(1000):
+                await copy.write_row([row])
+        async with cursor.copy("COPY mine TO STDOUT") as copy:
+            assert [line async for line in copy.rows()] == [(row,)] * 1000
+        async with connection.pipeline():
+            cursors = [await connection.execute("SELECT %s", [number]) for number in range(100)]
+            assert [await cursor.fetchone() for cursor in cursors] == [(number,) for number in range(100)]
+
+
+@pytest.mark.usefixtures("each_wait")
+async def test_a_cancelled_query_ends_on_the_server(postgres_url: str) -> None:
+    async with asyncio.timeout(WAIT), pool_of(postgres_url, limit=2) as pool, pool.lease() as connection:
+        task = asyncio.create_task(connection.execute("SELECT pg_sleep(600)"))
+        async with pool.lease() as other:
+            await until_running(other, pid(connection), "pg_sleep(600)")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert connection.pgconn.transaction_status == TransactionStatus.INERROR
+
+
+@pytest.mark.usefixtures("each_wait")
+async def test_who_waits_on_a_connection_that_somebody_closes_is_told(postgres_url: str) -> None:
+    manager = PsycopgManager(postgres_url)
+    connection = await manager.create()
+    task = asyncio.create_task(connection.execute("SELECT pg_sleep(600)"))
+    async with pool_of(postgres_url) as watcher, watcher.lease() as other:
+        await until_running(other, pid(connection), "pg_sleep(600)")
+        await connection.close()
+        async with asyncio.timeout(WAIT):
+            with pytest.raises(psycopg.OperationalError):
+                await task
+        await other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sl%'")
+
+
+async def test_a_long_copy_lets_other_tasks_have_their_turn(postgres_url: str) -> None:
+    async with asyncio.timeout(WAIT), pool_of(postgres_url) as pool, pool.lease() as connection:
+        turns = 0
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(take_turns())
+        await connection.execute("CREATE TEMP TABLE mine (thing text)")
+        before = turns
+        async with connection.cursor().copy("COPY mine FROM STDIN") as copy:
+            for _ in range(20_000):
+                await copy.write_row(["x"])
+            assert turns > before
+        other.cancel()
+
+
+def test_a_connection_that_was_detached_may_be_used_in_another_loop(postgres_url: str) -> None:
+    async def detach() -> Connection:
+        async with pool_of(postgres_url) as pool:
+            async with pool.lease() as connection:
+                assert await value(connection, "SELECT 1") == 1
+            connection = await pool.acquire()
+            pool.detach(connection)
+            return connection
+
+    async def use(connection: Connection) -> None:
+        async with connection:
+            assert await value(connection, "SELECT 1") == 1
+
+    connection = asyncio.run(detach())
+    asyncio.run(use(connection))
+
+
 async def test_sessions_that_the_server_has_ended_cost_no_caller_an_error(postgres_url: str) -> None:
     async with pool_of(postgres_url) as others, pool_of(postgres_url, limit=3) as pool:
         leased = [await pool.acquire() for _ in range(3)]

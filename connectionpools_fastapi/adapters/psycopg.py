@@ -10,6 +10,7 @@ from typing import Any, Literal
 from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
+from ._arrivals import Arrivals, arrivals_of
 from ._postgres import advice
 from ._socket import has_news
 
@@ -19,7 +20,7 @@ try:
     from psycopg.errors import error_from_result
     from psycopg.generators import execute
     from psycopg.pq import ExecStatus, PipelineStatus, TransactionStatus
-    from psycopg.waiting import wait_async
+    from psycopg.waiting import READY_NONE, READY_R, WAIT_R, wait_async
 
     if tuple(map(int, __version__.split(".")[:2])) < (3, 2):
         raise ImportError(f"found {__version__}")
@@ -111,6 +112,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         self._reset = reset
         self._init = init
         self._options = options
+        self._arrivals: Arrivals | None = None
 
     async def create(self) -> AsyncConnection[Any]:
         """Connect.
@@ -124,11 +126,14 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
             Exception: What psycopg raises if the server cannot be reached or is not ready.
         """
         try:
-            asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
         except RuntimeError:
             raise _mistake("psycopg runs on asyncio only, and this is another event loop") from None
         connection = await self._connect()
         try:
+            if self._arrivals is None or self._arrivals.loop is not loop:
+                self._arrivals = arrivals_of(loop)
+            connection.arrivals = self._arrivals
             if self._init is not None:
                 await self._init(connection)
                 await connection.rollback()  # what it has read
@@ -224,9 +229,26 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
             await resource.close()
 
 
+class _Begun:
+    """A generator of psycopg's that has begun: says once more what it waits for, or first raises what has happened."""
+
+    def __init__(self, gen: Any, error: BaseException | None = None) -> None:
+        self._error = error
+        self.send = gen.send
+
+    def __next__(self) -> Any:
+        if self._error is None:
+            return self.send(READY_NONE)
+        try:
+            raise self._error
+        finally:
+            self._error = None
+
+
 class _Connection(AsyncConnection[Any]):
     """Remembers how it began, and whether somebody was cancelled who waited for the server."""
 
+    arrivals: Arrivals | None = None
     was_cut_off = False
     needs_rollback = True  # nor would one ask the server where no transaction is open
     _is_tended = False
@@ -239,9 +261,9 @@ class _Connection(AsyncConnection[Any]):
         # goes another way, and if nobody saw it arrive, it may hit the next lease's query.
         self._waits += 1
         try:
-            if self._is_tended:
-                return await wait_async(gen, self.pgconn.socket, *args, **options)
-            return await super().wait(gen, *args, **options)
+            if args or options or self._waits > 1:
+                return await self._wait_as_psycopg(gen, *args, **options)
+            return await self._wait_at_less_cost(gen)
         except asyncio.CancelledError:
             self.was_cut_off = True
             raise
@@ -249,6 +271,34 @@ class _Connection(AsyncConnection[Any]):
             self._waits -= 1
             if self._let_go is not None:
                 self._let_go.set()
+
+    def _wait_as_psycopg(self, gen: Any, *args: Any, **options: Any) -> Awaitable[Any]:
+        if self._is_tended:
+            return wait_async(gen, self.pgconn.socket, *args, **options)
+        return super().wait(gen, *args, **options)
+
+    async def _wait_at_less_cost(self, gen: Any) -> Any:
+        """Do what psycopg does where there is only something to read, which is nearly always, and leave it the rest."""
+        arrivals = self.arrivals
+        if arrivals is None or arrivals.loop is not asyncio.get_running_loop():
+            return await self._wait_as_psycopg(gen)
+        _ = self.pgconn.socket  # raises if there is none, and before anything has begun
+        try:
+            wanted = next(gen)
+        except StopIteration as end:  # psycopg knows how often that may be before other tasks must have their turn
+            return await self._wait_as_psycopg(_Begun(gen, end))
+        try:
+            while wanted == WAIT_R:
+                try:
+                    has_arrived = await arrivals.at(self.pgconn.socket)
+                except asyncio.CancelledError as error:
+                    return await self._wait_as_psycopg(_Begun(gen, error))
+                except OSError:  # the socket is closed, for which psycopg has an error of its own
+                    break
+                wanted = gen.send(READY_R if has_arrived else READY_NONE)
+        except StopIteration as end:
+            return end.value
+        return await self._wait_as_psycopg(_Begun(gen))
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """Have the server cancel the query, also if whoever asks for it is cancelled once more, as scopes of anyio do.
