@@ -3,8 +3,9 @@
 import asyncio
 import inspect
 import socket
-from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from operator import attrgetter
 from typing import Any, Literal
 
 from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
@@ -55,6 +56,7 @@ CLOSE_WITHIN = 1.0
 # What leases may set on a connection itself: these as attributes, the others by `await connection.set_...`.
 ATTRIBUTES = ("row_factory", "cursor_factory", "server_cursor_factory", "prepare_threshold", "prepared_max")
 MODES = ("autocommit", "isolation_level", "read_only", "deferrable")
+SETTINGS = attrgetter(*ATTRIBUTES, *MODES)
 
 
 class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
@@ -177,7 +179,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         if resource.closed or resource.pgconn.transaction_status != TransactionStatus.IDLE:
             return False
         assert isinstance(resource, _Connection)  # noqa: S101 - create makes no other
-        await resource.ask(b"")
+        await resource.tend(resource.ask(b""))
         return True
 
     def doubtful(self, resource: AsyncConnection[Any]) -> bool:
@@ -206,11 +208,10 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         assert isinstance(resource, _Connection)  # noqa: S101 - as above
         if self._reset == "session":
             is_idle = resource.pgconn.transaction_status == TransactionStatus.IDLE
-            await resource.ask(DISCARD_ALL if is_idle else ROLLBACK_AND_DISCARD_ALL)
+            await resource.tend(resource.ask(DISCARD_ALL if is_idle else ROLLBACK_AND_DISCARD_ALL))
             resource.forget_prepared()
         else:
-            with resource.tended():
-                await resource.rollback()
+            await resource.tend(resource.rollback())
         await resource.restore()
         resource.forget_notifications()
 
@@ -325,43 +326,39 @@ class _Connection(AsyncConnection[Any]):
             end.detach()
             await self._let_go.wait()
 
-    @contextmanager
-    def tended(self) -> Iterator[None]:
+    async def tend(self, work: Awaitable[None]) -> None:
         """Let who is cancelled go at once, as hooks are if they take too long: the connection is closed then.
 
         psycopg would first have the server cancel the query, for which a network that stalls gives it ten seconds.
         """
         self._is_tended = True
         try:
-            yield
+            await work
         finally:
             self._is_tended = False
 
     async def ask(self, script: bytes) -> None:
         """Have the server execute a script, in one round trip; psycopg begins no transaction for it."""
-        with self.tended():
-            async with self.lock:
-                await self.wait(self._ask(script))
-
-    def _ask(self, script: bytes) -> Generator[Any, Any, None]:
-        self.pgconn.send_query(script)
-        for result in (yield from execute(self.pgconn)):
-            if result.status == ExecStatus.FATAL_ERROR:
-                raise error_from_result(result)
+        async with self.lock:
+            self.pgconn.send_query(script)
+            results = await self.wait(execute(self.pgconn))
+        if results[-1].status == ExecStatus.FATAL_ERROR:  # which ends a script
+            raise error_from_result(results[-1])
 
     def remember(self) -> None:
         """Keep the settings that it has now for `restore`."""
-        self._attributes = {name: getattr(self, name) for name in ATTRIBUTES}
-        self._modes = {name: getattr(self, name) for name in MODES}
+        self._settings = SETTINGS(self)
         self._handlers = list(self._notice_handlers), list(self._notify_handlers)
 
     async def restore(self) -> None:
         """Undo what a lease has set on the connection itself; the server knows nothing of it."""
-        for name, value in self._attributes.items():
-            setattr(self, name, value)
-        for name, value in self._modes.items():
-            if getattr(self, name) != value:
-                await getattr(self, f"set_{name}")(value)
+        if SETTINGS(self) != self._settings:
+            settings = dict(zip((*ATTRIBUTES, *MODES), self._settings, strict=True))
+            for name in ATTRIBUTES:
+                setattr(self, name, settings[name])
+            for name in MODES:
+                if getattr(self, name) != settings[name]:
+                    await getattr(self, f"set_{name}")(settings[name])
         self._notice_handlers[:], self._notify_handlers[:] = self._handlers
 
     def forget_prepared(self) -> None:
