@@ -317,7 +317,7 @@ class Front(Generic[T]):
             slot.stack = acquiring_stack()
 
     def _give_back(self, slot: Slot[T]) -> bool:
-        """Give a slot back; True while it is being changed."""
+        """Give a slot back; True if it may be being changed."""
         state = self._state
         if self._asks_before_return and state.taken.get(slot.key) is slot:  # else its doubts are nobody's any more
             slot.doubted = self._hooks.doubt(slot.resource)

@@ -1,12 +1,16 @@
 """PsycopgManager: each lease finds a connection as the first one did; what is broken is not leased again."""
 
 import asyncio
+import errno
 import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
+from itertools import count
 from typing import Any
 
 import anyio
@@ -16,8 +20,11 @@ import trio
 from psycopg import AsyncClientCursor, AsyncConnection, AsyncServerCursor, IsolationLevel
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
+from psycopg.waiting import WAIT_R
 
 from connectionpools_fastapi import ConnectionPool, PoolConfigError, ResourceUnavailable
+from connectionpools_fastapi.adapters import _arrivals
+from connectionpools_fastapi.adapters._arrivals import Arrivals
 from connectionpools_fastapi.adapters.psycopg import ATTRIBUTES, MODES, PsycopgManager
 from example_app.servers import PASSWORD, free_port
 from tests.support import check
@@ -433,7 +440,15 @@ async def cancel_scope(task: asyncio.Task[Any], scope: anyio.CancelScope) -> Non
     scope.cancel()
 
 
+@pytest.fixture(params=["libpq 17", "an older libpq"])
+def each_libpq(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancel queries as psycopg does with a newer libpq and with an older one, as the operating system may have it."""
+    if request.param != "libpq 17":
+        monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)
+
+
 @each_reset
+@pytest.mark.usefixtures("each_libpq")
 @pytest.mark.parametrize("cancel", [cancel_once, cancel_twice, cancel_scope])
 @pytest.mark.parametrize("autocommit", [False, True])
 async def test_a_connection_whose_query_was_cancelled_is_destroyed_and_the_query_ends(
@@ -548,24 +563,121 @@ async def test_who_waits_on_a_connection_that_somebody_closes_is_told(postgres_u
         await other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sl%'")
 
 
-async def test_a_long_copy_lets_other_tasks_have_their_turn(postgres_url: str) -> None:
-    async with asyncio.timeout(WAIT), pool_of(postgres_url) as pool, pool.lease() as connection:
-        turns = 0
+async def test_what_never_waits_lets_other_tasks_have_their_turn_as_often_as_psycopg_does(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psycopg.waiting.MAX_BUSY_TIME", -1, raising=False)  # newer versions: at each chance
+    manager = PsycopgManager(postgres_url)
+    connection = await manager.create()
+    turns = 0
 
-        async def take_turns() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
+    def take_turn() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(take_turn)
 
-        other = asyncio.create_task(take_turns())
-        await connection.execute("CREATE TEMP TABLE mine (thing text)")
+    async def turns_of(wait: Callable[[Any], Awaitable[Any]]) -> int:
         before = turns
-        async with connection.cursor().copy("COPY mine FROM STDIN") as copy:
-            for _ in range(20_000):
-                await copy.write_row(["x"])
-            assert turns > before
-        other.cancel()
+        for _ in range(100):
+            await wait(_ for _ in range(0))
+        return turns - before
+
+    take_turn()
+    assert await turns_of(connection.wait) == await turns_of(partial(AsyncConnection.wait, connection))
+    await manager.clean(connection)
+
+
+@pytest.mark.usefixtures("each_wait")
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+async def test_a_query_ends_on_the_server_if_an_interruption_hits_what_reads_its_answer(
+    postgres_url: str, interruption: type[BaseException]
+) -> None:
+    def read() -> Generator[Any, Any, None]:
+        yield WAIT_R
+        raise interruption
+
+    manager = PsycopgManager(postgres_url)
+    connection = await manager.create()
+    connection.pgconn.send_query(b"SELECT pg_sleep(600)")
+    async with asyncio.timeout(WAIT):
+        with pytest.raises(interruption):
+            await connection.wait(read())
+        fetch = psycopg.generators.fetch_many(connection.pgconn)
+        (result,) = await connection.wait(fetch)
+        assert "canceling statement" in result.error_message.decode()
+        await manager.clean(connection)
+
+
+@pytest.mark.usefixtures("each_wait")
+async def test_a_slow_reset_does_not_keep_the_loop_busy(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    manager = PsycopgManager(postgres_url)
+    connection: Any = await manager.create()
+    selector: Any = asyncio.get_running_loop()._selector  # type: ignore[attr-defined] # of asyncio's own loop
+    turns = count(1)
+    select = selector.select
+    monkeypatch.setattr(selector, "select", lambda timeout: next(turns) and select(timeout))
+    await connection.tend(connection.ask(b"SELECT pg_sleep(0.3)"))
+    assert next(turns) < 100
+    await manager.clean(connection)
+
+
+@pytest.mark.usefixtures("each_wait")
+async def test_who_cleans_lets_nobody_watch_a_socket_any_more_whose_number_the_next_one_may_get(
+    postgres_url: str,
+) -> None:
+    def read() -> Generator[Any, Any, None]:
+        yield WAIT_R
+
+    async def read_again_and_again() -> None:  # as psycopg does at the end of a stream that was left early
+        for _ in range(5):
+            await connection.wait(read(), interval=WAIT)
+
+    manager = PsycopgManager(postgres_url)
+    async with asyncio.timeout(WAIT):
+        connection = await manager.create()
+        number = connection.fileno()
+        reading = asyncio.create_task(read_again_and_again())
+        await asyncio.sleep(0)
+        await manager.clean(connection)
+        assert not asyncio.get_running_loop().remove_reader(number)
+        await reading
+
+
+async def test_where_no_epoll_is_to_be_had_connections_work(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("select.epoll", refuse)
+    async with pool_of(postgres_url) as pool, pool.lease() as connection:
+        assert await value(connection, "SELECT 1") == 1
+
+
+async def test_where_a_socket_cannot_be_put_into_the_epoll_queries_work(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with pool_of(postgres_url) as pool, pool.lease() as connection:
+        monkeypatch.setattr(Arrivals, "at", refuse)
+        assert await value(connection, "SELECT 1") == 1
+
+
+async def test_a_pool_that_is_closed_keeps_no_epoll(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_arrivals, "LOOK_EVERY", 0.01)
+    loop = asyncio.get_running_loop()
+    is_gone = asyncio.Event()
+    async with (
+        pool_of(postgres_url) as pool,
+        pool_of(postgres_url) as another,
+        pool.lease() as connection,
+        another.lease() as other,
+    ):
+        assert await value(connection, "SELECT 1") == await value(other, "SELECT 1")
+        assert connection.arrivals is other.arrivals is _arrivals.arrivals_of(loop)  # type: ignore[attr-defined] # ours
+        weakref.finalize(connection.arrivals, is_gone.set)  # type: ignore[attr-defined] # as above
+    async with asyncio.timeout(WAIT):
+        await is_gone.wait()
 
 
 def test_a_connection_that_was_detached_may_be_used_in_another_loop(postgres_url: str) -> None:

@@ -3,6 +3,8 @@
 import asyncio
 import contextvars
 import select
+from contextlib import suppress
+from weakref import WeakValueDictionary
 
 # After how long whoever waits has to look, whether something has arrived or not, in seconds.
 LOOK_EVERY = 0.1
@@ -65,6 +67,14 @@ def _wake(arrival: asyncio.Future[bool], *, has_arrived: bool) -> None:
         arrival.set_result(has_arrived)
 
 
+# One a loop, as long as a connection in it has them.
+_OF_LOOPS: WeakValueDictionary[asyncio.AbstractEventLoop, Arrivals] = WeakValueDictionary()
+
+
 def arrivals_of(loop: asyncio.AbstractEventLoop) -> Arrivals | None:
-    """Return new arrivals; None where there is no epoll."""
-    return Arrivals(loop) if hasattr(select, "epoll") else None
+    """Return those of a loop; None where there is no epoll, or none to be had."""
+    arrivals = _OF_LOOPS.get(loop)
+    if arrivals is None and hasattr(select, "epoll"):
+        with suppress(OSError):
+            arrivals = _OF_LOOPS[loop] = Arrivals(loop)
+    return arrivals

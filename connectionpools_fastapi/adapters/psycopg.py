@@ -11,12 +11,12 @@ from typing import Any, Literal
 from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
-from ._arrivals import Arrivals, arrivals_of
+from ._arrivals import LOOK_EVERY, Arrivals, arrivals_of
 from ._postgres import advice
 from ._socket import has_news
 
 try:
-    from psycopg import AsyncConnection, Error, ProgrammingError, __version__
+    from psycopg import AsyncConnection, Error, ProgrammingError, __version__, capabilities
     from psycopg.conninfo import conninfo_to_dict
     from psycopg.errors import error_from_result
     from psycopg.generators import execute
@@ -114,7 +114,6 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         self._reset = reset
         self._init = init
         self._options = options
-        self._arrivals: Arrivals | None = None
 
     async def create(self) -> AsyncConnection[Any]:
         """Connect.
@@ -133,9 +132,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
             raise _mistake("psycopg runs on asyncio only, and this is another event loop") from None
         connection = await self._connect()
         try:
-            if self._arrivals is None or self._arrivals.loop is not loop:
-                self._arrivals = arrivals_of(loop)
-            connection.arrivals = self._arrivals
+            connection.arrivals = arrivals_of(loop)
             if self._init is not None:
                 await self._init(connection)
                 await connection.rollback()  # what it has read
@@ -227,6 +224,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
                 async with asyncio.timeout(CLOSE_WITHIN):
                     await resource.break_off()
         finally:
+            resource.arrivals = None
             await resource.close()
 
 
@@ -275,6 +273,8 @@ class _Connection(AsyncConnection[Any]):
 
     def _wait_as_psycopg(self, gen: Any, *args: Any, **options: Any) -> Awaitable[Any]:
         if self._is_tended:
+            if not args:  # psycopg's own default is not to sleep in between
+                options.setdefault("interval", LOOK_EVERY)
             return wait_async(gen, self.pgconn.socket, *args, **options)
         return super().wait(gen, *args, **options)
 
@@ -284,21 +284,23 @@ class _Connection(AsyncConnection[Any]):
         if arrivals is None or arrivals.loop is not asyncio.get_running_loop():
             return await self._wait_as_psycopg(gen)
         _ = self.pgconn.socket  # raises if there is none, and before anything has begun
+        has_waited = False
         try:
             wanted = next(gen)
-        except StopIteration as end:  # psycopg knows how often that may be before other tasks must have their turn
-            return await self._wait_as_psycopg(_Begun(gen, end))
-        try:
             while wanted == WAIT_R:
+                has_waited = True
                 try:
-                    has_arrived = await arrivals.at(self.pgconn.socket)
-                except asyncio.CancelledError as error:
-                    return await self._wait_as_psycopg(_Begun(gen, error))
-                except OSError:  # the socket is closed, for which psycopg has an error of its own
+                    arrival = arrivals.at(self.pgconn.socket)
+                except OSError:  # the loop or the operating system cannot watch it
                     break
-                wanted = gen.send(READY_R if has_arrived else READY_NONE)
+                wanted = gen.send(READY_R if await arrival else READY_NONE)
         except StopIteration as end:
-            return end.value
+            if has_waited:
+                return end.value
+            # psycopg knows how often that may be before other tasks must have their turn.
+            return await self._wait_as_psycopg(_Begun(gen, end))
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
+            return await self._wait_as_psycopg(_Begun(gen, error))
         return await self._wait_as_psycopg(_Begun(gen))
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
@@ -306,7 +308,11 @@ class _Connection(AsyncConnection[Any]):
 
         psycopg would give up then and close the connection, and the query would go on.
         """
-        self._cancelling = asyncio.ensure_future(super().cancel_safe(timeout=timeout))
+        if capabilities.has_cancel_safe() or self.closed:
+            work = super().cancel_safe(timeout=timeout)
+        else:  # libpq before 17: psycopg would get it in the thread, and by then may have closed the connection
+            work = asyncio.to_thread(self.pgconn.get_cancel().cancel)
+        self._cancelling = asyncio.ensure_future(work)
         await asyncio.shield(self._cancelling)
 
     async def break_off(self) -> None:
@@ -317,14 +323,17 @@ class _Connection(AsyncConnection[Any]):
         elif self._cancelling is not None:
             await asyncio.wait([self._cancelling])
         if self._waits and not self.closed:
-            # Another task listens to this socket. It has to let go of it before the operating system gives
-            # the number of the socket to the next connection, which could not be listened to then.
+            # Another task listens to this socket. It has to let go of it, and may do so only after it has listened once
+            # more, before the operating system gives the number of the socket to the next connection: the loop
+            # would not listen to that.
             self._let_go = asyncio.Event()
             end = socket.socket(fileno=self.pgconn.socket)
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.detach()
-            await self._let_go.wait()
+            while self._waits:
+                self._let_go.clear()
+                await self._let_go.wait()
 
     async def tend(self, work: Awaitable[None]) -> None:
         """Let who is cancelled go at once, as hooks are if they take too long: the connection is closed then.
