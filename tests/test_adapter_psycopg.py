@@ -6,8 +6,10 @@ import importlib.util
 import inspect
 import re
 import sys
+import threading
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from itertools import count
@@ -440,15 +442,7 @@ async def cancel_scope(task: asyncio.Task[Any], scope: anyio.CancelScope) -> Non
     scope.cancel()
 
 
-@pytest.fixture(params=["libpq 17", "an older libpq"])
-def each_libpq(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cancel queries as psycopg does with a newer libpq and with an older one, as the operating system may have it."""
-    if request.param != "libpq 17":
-        monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)
-
-
 @each_reset
-@pytest.mark.usefixtures("each_libpq")
 @pytest.mark.parametrize("cancel", [cancel_once, cancel_twice, cancel_scope])
 @pytest.mark.parametrize("autocommit", [False, True])
 async def test_a_connection_whose_query_was_cancelled_is_destroyed_and_the_query_ends(
@@ -473,6 +467,28 @@ async def test_a_connection_whose_query_was_cancelled_is_destroyed_and_the_query
         pool_of(postgres_url, reset=reset, autocommit=autocommit) as pool,
     ):
         await assert_destroyed_after(pool, leave)
+
+
+async def test_a_query_that_was_cancelled_twice_ends_on_the_server_although_an_older_libpq_waits_for_a_thread(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda: False)
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    is_free = threading.Event()
+    manager = PsycopgManager(postgres_url)
+    connection = await manager.create()
+    backend = pid(connection)
+    async with pool_of(postgres_url) as watcher, watcher.lease() as other:
+        task = asyncio.create_task(connection.execute("SELECT pg_sleep(600)"))
+        await until_running(other, backend, "pg_sleep(600)")
+        blocker = loop.run_in_executor(None, is_free.wait)
+        await cancel_twice(task, anyio.CancelScope())
+        await asyncio.wait([task], timeout=WAIT)
+        is_free.set()
+        await blocker
+        await until_gone(other, backend)
+    await manager.clean(connection)
 
 
 async def test_a_connection_that_a_forgotten_task_still_uses_is_destroyed(postgres_url: str) -> None:
