@@ -20,6 +20,7 @@ import psycopg
 import pytest
 import trio
 from psycopg import AsyncClientCursor, AsyncConnection, AsyncServerCursor, IsolationLevel
+from psycopg.connection_async import _INTERRUPTED
 from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row, tuple_row
 from psycopg.waiting import WAIT_R
@@ -487,8 +488,8 @@ async def test_a_query_that_was_cancelled_twice_ends_on_the_server_although_an_o
         await asyncio.wait([task], timeout=WAIT)
         is_free.set()
         await blocker
+        await manager.clean(connection)
         await until_gone(other, backend)
-    await manager.clean(connection)
 
 
 async def test_a_connection_that_a_forgotten_task_still_uses_is_destroyed(postgres_url: str) -> None:
@@ -604,7 +605,7 @@ async def test_what_never_waits_lets_other_tasks_have_their_turn_as_often_as_psy
 
 
 @pytest.mark.usefixtures("each_wait")
-@pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("interruption", _INTERRUPTED)
 async def test_a_query_ends_on_the_server_if_an_interruption_hits_what_reads_its_answer(
     postgres_url: str, interruption: type[BaseException]
 ) -> None:
