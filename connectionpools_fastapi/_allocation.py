@@ -336,10 +336,7 @@ class Allocation(Ledger[T]):
     def _grant(self, slot: Slot[T], now: float) -> None:
         waiter = self.queue.next()
         waiter.slot = slot
-        # As `_lease_out` does, which would be a hundredth of a lease.
-        slot.since = now
-        slot.leases += 1
-        self.taken[slot.key] = slot
+        self._lease_out(slot, now)
         if self._max_hold < NEVER:
             self._watch_holds(now)
         waited = now - waiter.asked_at

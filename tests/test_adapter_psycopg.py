@@ -82,6 +82,15 @@ async def after(pool: Pool, leave: Act, look: Act) -> Any:
         return await look(connection)
 
 
+@asynccontextmanager
+async def busy(connection: Connection, url: str) -> AsyncIterator[tuple[asyncio.Task[Any], Connection]]:
+    """Keep a connection waiting for the server; yield the task that waits, and another connection that sees it."""
+    task = asyncio.create_task(connection.execute("SELECT pg_sleep(600)"))
+    async with pool_of(url) as watcher, watcher.lease() as other:
+        await until_running(other, pid(connection), "pg_sleep(600)")
+        yield task, other
+
+
 async def assert_destroyed_after(pool: Pool, leave: Act) -> None:
     """Let one lease leave a connection that cannot be used again; see that the next one soon gets another one."""
     async with asyncio.timeout(WAIT / 2), pool.lease() as connection:
@@ -480,9 +489,7 @@ async def test_a_query_that_was_cancelled_twice_ends_on_the_server_although_an_o
     manager = PsycopgManager(postgres_url)
     connection = await manager.create()
     backend = pid(connection)
-    async with pool_of(postgres_url) as watcher, watcher.lease() as other:
-        task = asyncio.create_task(connection.execute("SELECT pg_sleep(600)"))
-        await until_running(other, backend, "pg_sleep(600)")
+    async with busy(connection, postgres_url) as (task, other):
         blocker = loop.run_in_executor(None, is_free.wait)
         await cancel_twice(task, anyio.CancelScope())
         await asyncio.wait([task], timeout=WAIT)
@@ -510,9 +517,8 @@ async def test_a_connection_that_a_forgotten_task_still_uses_is_destroyed(postgr
 async def test_who_cleans_waits_until_a_query_that_was_cut_off_is_cancelled(postgres_url: str) -> None:
     manager = PsycopgManager(postgres_url)
     connection = await manager.create()
-    task = asyncio.create_task(connection.execute("SELECT pg_sleep(600)"))
-    async with pool_of(postgres_url) as watcher, watcher.lease() as other:
-        await until_running(other, pid(connection), "pg_sleep(600)")
+    async with busy(connection, postgres_url) as (task, _):
+        pass
     await cancel_twice(task, anyio.CancelScope())
     await asyncio.wait([task], timeout=WAIT)
     await manager.clean(connection)
@@ -556,13 +562,11 @@ async def test_copies_and_pipelines_work(postgres_url: str) -> None:
 
 @pytest.mark.usefixtures("each_wait")
 async def test_a_cancelled_query_ends_on_the_server(postgres_url: str) -> None:
-    async with asyncio.timeout(WAIT), pool_of(postgres_url, limit=2) as pool, pool.lease() as connection:
-        task = asyncio.create_task(connection.execute("SELECT pg_sleep(600)"))
-        async with pool.lease() as other:
-            await until_running(other, pid(connection), "pg_sleep(600)")
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+    async with asyncio.timeout(WAIT), pool_of(postgres_url) as pool, pool.lease() as connection:
+        async with busy(connection, postgres_url) as (task, _):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
         assert connection.pgconn.transaction_status == TransactionStatus.INERROR
 
 
@@ -570,14 +574,13 @@ async def test_a_cancelled_query_ends_on_the_server(postgres_url: str) -> None:
 async def test_who_waits_on_a_connection_that_somebody_closes_is_told(postgres_url: str) -> None:
     manager = PsycopgManager(postgres_url)
     connection = await manager.create()
-    task = asyncio.create_task(connection.execute("SELECT pg_sleep(600)"))
-    async with pool_of(postgres_url) as watcher, watcher.lease() as other:
-        await until_running(other, pid(connection), "pg_sleep(600)")
+    backend = pid(connection)
+    async with busy(connection, postgres_url) as (task, other):
         await connection.close()
         async with asyncio.timeout(WAIT):
             with pytest.raises(psycopg.OperationalError):
                 await task
-        await other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sl%'")
+        await other.execute("SELECT pg_terminate_backend(%s)", [backend])
 
 
 async def test_what_never_waits_lets_other_tasks_have_their_turn_as_often_as_psycopg_does(

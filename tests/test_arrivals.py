@@ -13,6 +13,7 @@ import pytest
 
 from connectionpools_fastapi.adapters import _arrivals
 from connectionpools_fastapi.adapters._arrivals import Arrivals, arrivals_of
+from tests.support import settled
 
 pytestmark = pytest.mark.anyio
 
@@ -83,12 +84,13 @@ async def test_who_waits_in_vain_looks_now_and_then(patience: Callable[[float], 
 
 
 async def test_who_waits_no_more_is_in_nobodys_way(patience: Callable[[float], None]) -> None:
-    patience(0.01)
+    patience(NEVER)
     async with watching() as arrivals:
-        with pair() as (here, there):
+        with pair() as (here, there), pair() as (other, beyond):
             arrivals.at(here.fileno()).cancel()
             there.send(b"news")
-            await asyncio.sleep(0.05)
+            beyond.send(b"news")
+            assert await arrivals.at(other.fileno())  # which is told of both
             assert await arrivals.at(here.fileno())
 
 
@@ -112,7 +114,7 @@ async def test_a_closed_socket_is_refused_and_who_waits_there_learns_that_its_nu
 
 
 async def test_the_loop_watches_for_a_moment_longer_than_somebody_waits(patience: Callable[[float], None]) -> None:
-    patience(0.02)
+    patience(NEVER)
     loop = asyncio.get_running_loop()
     async with watching() as arrivals:
         with pair() as (here, there):
@@ -121,7 +123,7 @@ async def test_the_loop_watches_for_a_moment_longer_than_somebody_waits(patience
                 assert await arrivals.at(here.fileno())
                 here.recv(100)
                 assert arrivals._timer is not None
-                await asyncio.sleep(0.1)
+                arrivals._look()  # as the timer has it
                 assert arrivals._timer is None
                 assert not loop.remove_reader(arrivals._epoll.fileno())
 
@@ -144,6 +146,6 @@ async def test_what_the_first_task_had_in_its_context_is_not_kept(patience: Call
             kept = weakref.ref(thing)
             await asyncio.create_task(wait(thing))
             del thing
-            await asyncio.sleep(0.01)  # the loop lets go of a task a little later
+            await settled()  # the loop lets go of a task a little later
             gc.collect()
             assert kept() is None

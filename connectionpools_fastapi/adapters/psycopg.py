@@ -362,12 +362,11 @@ class _Connection(AsyncConnection[Any]):
     async def restore(self) -> None:
         """Undo what a lease has set on the connection itself; the server knows nothing of it."""
         if SETTINGS(self) != self._settings:
-            settings = dict(zip((*ATTRIBUTES, *MODES), self._settings, strict=True))
-            for name in ATTRIBUTES:
-                setattr(self, name, settings[name])
-            for name in MODES:
-                if getattr(self, name) != settings[name]:
-                    await getattr(self, f"set_{name}")(settings[name])
+            for name, value in zip((*ATTRIBUTES, *MODES), self._settings, strict=True):
+                if name in ATTRIBUTES:
+                    setattr(self, name, value)
+                elif getattr(self, name) != value:
+                    await getattr(self, f"set_{name}")(value)
         self._notice_handlers[:], self._notify_handlers[:] = self._handlers
 
     def forget_prepared(self) -> None:
