@@ -45,7 +45,8 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 async def watching() -> AsyncIterator[Arrivals]:
     arrivals = arrivals_of(asyncio.get_running_loop())
     assert arrivals is not None
-    yield arrivals
+    async with asyncio.timeout(10):
+        yield arrivals
     asyncio.get_running_loop().remove_reader(arrivals._epoll.fileno())
 
 
