@@ -25,7 +25,7 @@ from benchmarks.rounds import FULL, TINY, Benchmark, Effort, Rounds
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results.json"
-README = FOLDER.parent / "README.md"
+PAGE = FOLDER.parent / "docs" / "benchmarks.md"
 BENCHMARKS: dict[str, Benchmark] = {
     "alone": tasks.ALONE,
     "crowd": tasks.CROWD,
@@ -65,8 +65,8 @@ def main() -> int:
             write(Path(folder), results)
     elif not said.only:
         write(FOLDER, results)
-        page = README.read_text(encoding="utf-8")
-        README.write_text(report.put_into(page, BENCHMARKS, machine.describe(), results), encoding="utf-8")
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(report.put_into(page, BENCHMARKS, machine.describe(), results), encoding="utf-8")
     return 0
 
 
@@ -90,6 +90,14 @@ def write(folder: Path, results: report.Results) -> None:
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     below = ", ".join(here.values())
+    (plots / "overview.svg").write_text(
+        plot.overview(
+            "Throughput beside what you would use instead",
+            plot.compared(BENCHMARKS, results),
+            below.removesuffix(f", {here['libraries']}"),
+        ),
+        encoding="utf-8",
+    )
     for name, result in results.items():
         for key, found in result.measured.items():
             if len(found) > 2:  # noqa: PLR2004 - a table says two

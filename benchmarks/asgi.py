@@ -52,7 +52,7 @@ class Caller:
 
 @asynccontextmanager
 async def running(app: FastAPI, path: str = "/") -> AsyncIterator[Caller]:
-    """Run an application's lifespan, and yield who calls it."""
+    """Run an application's lifespan, and yield a client that calls it."""
     async with app.router.lifespan_context(app) as state:
         caller = Caller(app, path, dict(state or {}))
         status = await caller.ask()

@@ -8,7 +8,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import cast
 
 import uvloop
@@ -101,6 +101,8 @@ async def carry_out(order: Order) -> Answer:
     async with asyncio.timeout(order.seconds + 30):
         await asyncio.gather(*[client.finished for client in clients + scrapers])
     latencies = [latency for client in clients for latency in client.latencies]
+    if len(latencies) < 2:  # noqa: PLR2004 - so short a time on a busy machine says nothing
+        return await carry_out(replace(order, seconds=2 * order.seconds))
     hundredths = statistics.quantiles(latencies, n=100, method="inclusive")
     return Answer(len(latencies) / order.seconds, hundredths[49], hundredths[98])
 

@@ -9,7 +9,7 @@ from functools import partial
 from benchmarks.load import Order
 from benchmarks.rounds import OURS, Benchmark, Claim, Figures, Measure, Rounds
 from benchmarks.wire import loading, serving
-from example_app.servers import postgres
+from tests.wheel_servers import postgres
 
 CLIENTS = 32
 SECONDS = 1.0  # of load in a round

@@ -78,9 +78,9 @@ class Claim:
         return worse / better - 1 if better else math.inf
 
 
-def faster_than(peer: str, at_least: float | None = None) -> Claim:
-    """Claim that a peer takes so many times what we take."""
-    return Claim(f"faster than {peer}", lambda of: of["time"][peer] / of["time"][OURS], at_least=at_least)
+def throughput_of(peer: str, at_least: float | None = None) -> Claim:
+    """Claim that we do so many times as much as a peer in the same time."""
+    return Claim(f"the throughput of {peer}", lambda of: of["time"][peer] / of["time"][OURS], at_least=at_least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class Rounds:
         gc.unfreeze()
 
     def in_any_order(self, names: Iterable[str]) -> list[str]:
-        """Shuffle contestants, so that nobody profits from who was before."""
+        """Shuffle the contestants, so that none profits from its predecessor."""
         order = list(names)
         self._dice.shuffle(order)
         return order

@@ -16,7 +16,7 @@ OPERATIONS = 40_000
 
 
 async def hand_over(enter: Enter, waiters: int, operations: int) -> float:
-    """Have so many wait beyond those who hold a resource; return the seconds for a lease."""
+    """Let this many callers wait beyond those that hold a resource; return the seconds for a lease."""
     tasks = RESOURCES + waiters
     return await crowd(enter, elsewhere, tasks, max(1, operations // tasks))
 

@@ -27,7 +27,7 @@ def main() -> None:
     threading.Thread(target=stop_at_end, daemon=True).start()
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        listener.listen(100)  # who connects before the application has started waits
+        listener.listen(100)  # a client that connects before the application has started waits
         print(listener.getsockname()[1], flush=True)
         gc.collect()
         gc.freeze()  # or each p99 would be a full collection of all modules, of 30 ms, whatever the pool does

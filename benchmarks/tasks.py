@@ -14,7 +14,7 @@ from redis.asyncio import BlockingConnectionPool
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 from sqlalchemy.util import greenlet_spawn
 
-from benchmarks.rounds import OURS, Benchmark, Claim, Figures, Measure, Rounds, faster_than
+from benchmarks.rounds import OURS, Benchmark, Claim, Figures, Measure, Rounds, throughput_of
 from benchmarks.stubs import AsyncPsycopgStub, AsyncStub
 from connectionpools_fastapi import ConnectionPool
 
@@ -177,7 +177,7 @@ async def at_once() -> None:
 
 
 async def elsewhere() -> None:
-    """Do something else for a turn of the loop, as whoever comes back as another request does."""
+    """Yield to the loop for one turn, as a caller that comes back in another request does."""
     await asyncio.sleep(0)
 
 
@@ -255,13 +255,13 @@ def _patience(of: Figures) -> float:
 
 
 ALONE = Benchmark(
-    title="Lease and return, nobody waiting",
+    title="Lease and return, no caller waiting",
     run=run_alone,
     measures={"time": Measure("time of a lease", "µs", 1e6)},
     claims=(
         Claim("of an empty async context manager", lambda of: of["time"][OURS] / of["time"][NOTHING], at_most=3.0),
-        faster_than(PSYCOPG, 8),
-        faster_than(QUEUE, 2),
+        throughput_of(PSYCOPG, 8),
+        throughput_of(QUEUE, 2),
     ),
     budget=40,
     notes=NOTES,
@@ -275,8 +275,8 @@ CROWD = Benchmark(
         "fairness": Measure("longest wait by the mean one", "x"),
     },
     claims=(
-        faster_than(QUEUE, 1.2),
-        faster_than(PSYCOPG, 4),
+        throughput_of(QUEUE, 1.2),
+        throughput_of(PSYCOPG, 4),
         Claim("longest wait by the mean one", _patience, at_most=2.0),
     ),
     budget=50,

@@ -175,7 +175,7 @@ def run_release(rounds: Rounds) -> None:
                     latencies = []
                     for _ in range(REQUESTS):
                         latencies.append(await latency(callers[name], 1))
-                        await asyncio.sleep(2 * RESET_TAKES)  # nobody waits for the resource that is being reset
+                        await asyncio.sleep(2 * RESET_TAKES)  # no request waits for the resource that is being reset
                     loop.set_task_factory(None)
                     figures["time"][name] = statistics.median(latencies)
                     figures["tasks"][name] = len(started) / REQUESTS

@@ -50,7 +50,7 @@ def serving(app: str, database: str = "") -> Iterator[int]:
 
 @contextmanager
 def loading() -> Iterator[Load]:
-    """Start who puts load on servers; yield what gives it orders."""
+    """Start the process that puts load on servers; yield the object that gives it orders."""
     with _child("benchmarks.load") as (orders, answers):
 
         def load(order: Order) -> Answer:

@@ -1,8 +1,16 @@
 """A generic, thread-safe pool of any resource, for FastAPI: fair, cancel-safe, visible."""
 
+from ._asgi.dependencies import Leased, Pooled
+from ._asgi.lifespan import install_pools, pool_lifespan
+from ._asgi.middleware import PoolMiddleware
+from ._core.slot import Verdict
+from ._monitoring.metrics import PoolCollector
+from ._monitoring.observed import ObservedPool, observe
+from ._runtime.loan import Loan
 from .errors import (
     HookTimeout,
     NotLeased,
+    Overloaded,
     PoolClosed,
     PoolConfigError,
     PoolError,
@@ -15,11 +23,7 @@ from .errors import (
 from .lease import Lease
 from .listener import PoolListener
 from .manager import ResourceManager
-from .metrics import PoolCollector
-from .middleware import PoolMiddleware
-from .observed import ObservedPool, observe
 from .pool import ConnectionPool
-from .provider import Leased, Pooled, install_pools, pool_lifespan
 from .stats import Histogram, Holder, Observable, ObservedStats, PoolStats
 
 __all__ = [
@@ -29,10 +33,12 @@ __all__ = [
     "HookTimeout",
     "Lease",
     "Leased",
+    "Loan",
     "NotLeased",
     "Observable",
     "ObservedPool",
     "ObservedStats",
+    "Overloaded",
     "PoolClosed",
     "PoolCollector",
     "PoolConfigError",
@@ -45,6 +51,7 @@ __all__ = [
     "ResourceManager",
     "ResourceUnavailable",
     "TooManyWaiting",
+    "Verdict",
     "WouldDeadlock",
     "WrongEventLoop",
     "install_pools",

@@ -1,11 +1,12 @@
 """What can go wrong: `PoolError` and its kinds.
 
-Each message names the pool, its counts and what to do. None of them ever shows what a
-hook was given or said (an address, a credential): of a failed hook they name the type
-of its exception only, and carry the exception itself as `__cause__`.
+Each message names the pool, its counts and what to do. No message shows the arguments or the
+words of a hook (an address, a credential): for a failed hook it names only the type of the
+exception, and carries the exception itself as `__cause__`.
 """
 
 import os
+from pathlib import Path
 from typing import TypeVar
 
 
@@ -13,8 +14,8 @@ class PoolError(Exception):
     """Any error of a pool.
 
     Attributes:
-        retry_after: Seconds after which it makes sense to ask again, or None where
-            asking again will not help.
+        retry_after: Seconds after which it makes sense to try again, or None if trying
+            again will not help.
     """
 
     retry_after: float | None = None
@@ -29,24 +30,37 @@ class PoolClosed(PoolError):  # noqa: N818 - reads as the state that it reports
     """The pool is not open: never opened, being closed, or closed."""
 
 
-class PoolTimeout(PoolError, TimeoutError):  # noqa: N818 - as asyncio.TimeoutError, the word says it
+class PoolTimeout(PoolError, TimeoutError):  # noqa: N818 - named like asyncio.TimeoutError
     """No resource came free within the caller's `timeout`."""
 
     retry_after: float | None = 1.0
 
 
 class TooManyWaiting(PoolError):  # noqa: N818 - reads as the state that it reports
-    """The queue already holds `max_waiting` callers; this one was not let in."""
+    """The queue already holds `max_waiting` callers, so this one was refused."""
 
     retry_after: float | None = 1.0
 
 
+class Overloaded(PoolError):  # noqa: N818 - reads as the state that it reports
+    """The caller would leave or time out before it is done with a resource, so it was refused at once.
+
+    Attributes:
+        retry_after: How long a caller that comes now is expected to wait, in seconds.
+    """
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        """Keep the expected wait beside the message."""
+        super().__init__(message)
+        self.retry_after: float | None = retry_after
+
+
 class WouldDeadlock(PoolError):  # noqa: N818 - reads as the danger that it reports
-    """Who holds a resource of the pool would wait for a second one: if all did, nobody would ever go on."""
+    """The caller holds a resource of the pool and would wait for a second one: if all did so, none would go on."""
 
 
 class ResourceUnavailable(PoolError):  # noqa: N818 - reads as the state that it reports
-    """`create` fails and nothing is left to wait for; `__cause__` says why it fails.
+    """The back-end is down: no resource exists, and `create` keeps failing; `__cause__` is its last error.
 
     Attributes:
         retry_after: Seconds until the pool itself tries `create` again.
@@ -59,22 +73,23 @@ class ResourceUnavailable(PoolError):  # noqa: N818 - reads as the state that it
 
 
 class NotLeased(PoolError, ValueError):  # noqa: N818 - reads as the state that it reports
-    """What was given back is not leased from this pool: foreign, or given back before."""
+    """The resource is not leased from this pool: it is foreign, or was given back before."""
 
 
 class WrongEventLoop(PoolError, RuntimeError):  # noqa: N818 - reads as the state that it reports
-    """The call came from a thread or an event loop in which it cannot be served."""
+    """The call came from a thread or an event loop in which the pool cannot serve it."""
 
 
-class HookTimeout(PoolError, TimeoutError):  # noqa: N818 - as asyncio.TimeoutError, the word says it
+class HookTimeout(PoolError, TimeoutError):  # noqa: N818 - named like asyncio.TimeoutError
     """A hook took longer than `hook_timeout`."""
 
 
 E = TypeVar("E", bound=PoolError)
+Kind = TypeVar("Kind", bound=BaseException)
 
 
 def own(error: E) -> E:
-    """Mark an error as the pool's own words about a hook; one that a hook raises is not."""
+    """Mark an error as the pool's own text about a hook, unlike one that a hook raises."""
     error.is_own = True
     return error
 
@@ -86,8 +101,8 @@ def describe(error: BaseException) -> str:
         error: The exception.
 
     Returns:
-        Its type; for an error of the operating system also that system's own words for
-        its number; for the pool's own words about a hook these, which are safe.
+        Its type; for an error of the operating system also that system's text for its
+        number; for the pool's own error about a hook the text, which is safe.
     """
     if isinstance(error, PoolError) and error.is_own:
         return str(error)
@@ -95,3 +110,29 @@ def describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return f"{kind} ({os.strerror(error.errno)})"
     return kind
+
+
+def where(error: BaseException) -> str:
+    """Say where an exception was raised: a function, a file and a line.
+
+    Args:
+        error: The exception.
+
+    Returns:
+        Text to follow its name; empty if it was never raised.
+    """
+    traceback = error.__traceback__
+    if traceback is None:
+        return ""
+    while traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    code = traceback.tb_frame.f_code
+    return f" in {code.co_qualname} ({Path(code.co_filename).name}, line {traceback.tb_lineno})"
+
+
+def only(kind: type[Kind], error: BaseException) -> Kind | None:
+    """Find an error of a kind: the error itself, or one in a group that contains only this kind."""
+    if isinstance(error, BaseExceptionGroup):
+        found = [only(kind, inner) for inner in error.exceptions]
+        return None if None in found else found[0]
+    return error if isinstance(error, kind) else None

@@ -2,25 +2,16 @@
 
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic
+from typing import Any, Generic
 from weakref import ref
 
-from ._owner import acquiring_stack, current_task, current_thread
-from ._slot import Slot
+from ._core.slot import Slot, T
+from ._core.terms import Terms
+from ._core.waiter import Client
+from ._runtime.caller import acquiring_stack, current_task, current_thread
+from ._runtime.engine import Engine
+from ._runtime.request_context import REQUEST
 from .errors import NotLeased, PoolConfigError
-from .manager import T
-
-if TYPE_CHECKING:
-    from .pool import ConnectionPool
-
-
-class Default(Enum):
-    """Stands for "as the pool says"."""
-
-    DEFAULT = "default"
-
-
-DEFAULT = Default.DEFAULT
 
 
 class _Phase(Enum):
@@ -37,19 +28,20 @@ class Lease(Generic[T]):
     """A single use of one resource: `async with` in a task, `with` in a plain thread.
 
     Made by `ConnectionPool.lease`. The block gets the resource, and gives it back
-    whatever happens in it. It cannot be entered twice.
+    even if it raises. It cannot be entered twice.
     """
 
-    __slots__ = ("__weakref__", "_holder", "_owner", "_phase", "_pool", "_timeout", "_turn")
+    __slots__ = ("__weakref__", "_engine", "_holder", "_owner", "_phase", "_terms", "_turn")
 
-    # Known once it has begun.
+    # Set when the lease begins.
     _turn: int  # which lease of its slot this is
-    _owner: object  # on whose behalf it is: a task, a thread or a request
+    _owner: object  # the task, thread or request that holds it
 
-    def __init__(self, pool: "ConnectionPool[T]", timeout: float | None | Default, holder: object) -> None:
+    def __init__(self, engine: Any, terms: Any, holder: object) -> None:
         """Prepare a lease; use `ConnectionPool.lease`."""
-        self._pool = pool
-        self._timeout = timeout
+        # Not said in the signature: the types of the package's inner parts are no public ones.
+        self._engine: Engine[T] = engine
+        self._terms: Terms = terms
         self._holder = holder
         self._phase: _Phase | Slot[T] = NEW
 
@@ -60,7 +52,7 @@ class Lease(Generic[T]):
         Raises:
             NotLeased: Before the lease has begun and after it has ended.
         """
-        return self._slot().resource
+        return self._engine.inventory.lent_of(self._slot())
 
     def release_nowait(self) -> None:
         """Give the resource back without waiting for `change`; it cannot be interrupted.
@@ -70,7 +62,7 @@ class Lease(Generic[T]):
         Raises:
             NotLeased: If the lease has not begun or has ended.
         """
-        self._pool._give_back(self._finish())
+        self._engine.give_back(self._finish())
 
     def discard(self) -> None:
         """End the lease and have the resource cleaned, since it is broken.
@@ -80,7 +72,7 @@ class Lease(Generic[T]):
         Raises:
             NotLeased: If the lease has not begun or has ended.
         """
-        self._pool._discard(self._finish())
+        self._engine.discard(self._finish())
 
     def detach(self) -> T:
         """End the lease and keep the resource for good; the pool forgets it, `clean` is yours.
@@ -93,73 +85,131 @@ class Lease(Generic[T]):
         Raises:
             NotLeased: If the lease has not begun or has ended.
         """
-        return self._pool._detach(self._finish())
+        return self._engine.detach(self._finish())
 
     async def __aenter__(self) -> T:
         """Acquire; raises what `ConnectionPool.acquire` raises."""
         if self._phase is not NEW:
             raise self._used_up()
         task = current_task()
-        slot = self._pool._take()
+        slot = self._engine.take()
         if slot is None:
             self._phase = WAITING
-            slot = await self._pool._stand_in_line(self._timeout, task)
+            slot = await self._engine.park(self._terms, task)
         return self._hold(slot, task)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the resource back, unless the block discarded or detached it."""
+        if error is not None:
+            self.judge(error)
         slot = self._leave()
         if slot is not None:
             try:
-                is_changing = self._pool._give_back(slot)
+                if error is None or isinstance(error, Exception):
+                    is_changing = self._engine.give_back(slot)
+                else:
+                    is_changing = self._engine.give_back_cut_off(slot)
             except NotLeased:
-                if self._pool._state.holds(slot):
+                if self._engine.inventory.holds(slot):
                     raise
             else:
                 if is_changing:
-                    await self._pool._wait_changed(slot, self._turn)
+                    await self._engine.wait_changed(slot, self._turn)
 
     def __enter__(self) -> T:
         """Acquire from a plain thread; raises what `ConnectionPool.acquire_sync` raises."""
         if self._phase is not NEW:
             raise self._used_up()
         self._phase = WAITING
-        return self._hold(self._pool._obtain_sync(self._timeout), current_thread())
+        if self._holder is None:
+            self._holder = REQUEST.get()  # for a worker thread; reports find the request of a task themselves
+        return self._hold(self._engine.acquire_sync(self._terms), current_thread())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Give the resource back, unless the block discarded or detached it."""
+        if error is not None:
+            self.judge(error)
         slot = self._leave()
         if slot is not None:
+            give_back = self._engine.give_back
+            if error is not None and not isinstance(error, Exception):
+                give_back = self._engine.give_back_cut_off
             try:
-                self._pool._give_back_sync(slot, self._turn)
+                self._engine.give_back_sync(slot, self._turn, give_back)
             except NotLeased:
-                if self._pool._state.holds(slot):
+                if self._engine.inventory.holds(slot):
                     raise
 
+    # --- for PoolMiddleware, whose leases belong to a request, not to a block --------------------
+
+    def try_enter(self, owner: object) -> bool:
+        """Begin if a resource is ready; False if `enter` has to wait. For the middleware.
+
+        Args:
+            owner: The request or task that holds the lease.
+        """
+        if self._phase is not NEW:
+            raise self._used_up()
+        slot = self._engine.take()
+        if slot is None:
+            return False
+        self._hold(slot, owner)
+        return True
+
+    async def enter(self, *, owner: object, client: Client | None = None) -> T:
+        """Wait in the queue and begin; raises what `ConnectionPool.acquire` raises. For the middleware.
+
+        Args:
+            owner: The request or task that holds the lease.
+            client: The client of the request; when it goes away, the wait ends.
+        """
+        if self._phase is not NEW:
+            raise self._used_up()
+        self._phase = WAITING
+        return self._hold(await self._engine.park(self._terms, current_task(), client), owner)
+
+    def judge(self, error: BaseException) -> None:
+        """Note that the block or the request ends with an error, and ask `broken` about it. For the middleware."""
+        slot = self._phase
+        if not isinstance(slot, Slot) or slot.leases != self._turn:
+            return
+        loan = self._engine.inventory.loan_of(slot)
+        if loan is not None:
+            loan.has_failed = True
+        if self._engine.judges and isinstance(error, Exception):
+            self._engine.judge(slot, error)
+
+    def release_cut_off(self) -> None:
+        """Like `release_nowait`, for a use that was cut off, as by a client that left. For the middleware."""
+        self._engine.give_back_cut_off(self._finish())
+
+    # --- from one phase to the next -----------------------------------------------------------
+
     def _used_up(self) -> PoolConfigError:
-        return PoolConfigError(f"pool {self._pool.name!r}: a lease can be used once; call pool.lease() again")
+        return PoolConfigError(f"pool {self._engine.name!r}: a lease can be used once; call pool.lease() again")
 
     def _hold(self, slot: Slot[T], owner: object) -> T:
         self._owner = owner
         slot.holder = self._holder
-        slot.lease = ref(self, self._pool._lose)
-        if self._pool._keeps_stacks:
+        slot.lease = ref(self, self._engine.reclaim_leak)
+        if self._engine.keeps_stacks:
             slot.stack = acquiring_stack()
         self._turn = slot.leases
+        lent = slot.resource if self._engine.lend_hook is None else self._engine.lend(slot)
         self._phase = slot
-        return slot.resource
+        return lent
 
     def _leave(self) -> Slot[T] | None:
-        """End; return what is to be given back, unless the block has ended the lease by itself."""
+        """End; return the slot to give back, or None if the block has ended the lease itself."""
         slot = self._phase
         if not isinstance(slot, Slot):
             return None
-        # A slot that was given back by its resource may be in other hands by now.
-        if slot.leases != self._turn and self._pool._state.holds(slot):
+        # The slot may have been given back by its resource, and be leased again.
+        if slot.leases != self._turn and self._engine.inventory.holds(slot):
             raise self._not_leased(ENDED)
         self._phase = ENDED
         return slot
@@ -168,16 +218,16 @@ class Lease(Generic[T]):
         slot = self._phase
         if not isinstance(slot, Slot):
             raise self._not_leased(slot)
-        # A slot that was given back by its resource may be in other hands by now.
+        # The slot may have been given back by its resource, and be leased again.
         if slot.leases != self._turn:
             raise self._not_leased(ENDED)
         return slot
 
     def _not_leased(self, phase: _Phase) -> NotLeased:
-        msg = (
-            f"pool {self._pool.name!r}: this lease {phase.value}; use the resource inside of `async with pool.lease()`"
+        return NotLeased(
+            f"pool {self._engine.name!r}: this lease {phase.value}; "
+            "use the resource inside of `async with pool.lease()`"
         )
-        return NotLeased(msg)
 
     def _finish(self) -> Slot[T]:
         slot = self._slot()

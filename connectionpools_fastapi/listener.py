@@ -1,19 +1,16 @@
-"""Listeners: who wants to be told what happens in a pool."""
-
-from ._log import logger
-from .errors import describe
+"""Listeners: objects that a pool notifies of what happens in it."""
 
 
 class PoolListener:
-    """What a pool tells while it works; override what you want to hear of.
+    """The events of a pool; override the methods that you need.
 
-    The methods are called after the fact and outside the pool's lock, in whatever thread or
-    task carries it out (a waiter's `on_acquire` in that which gave back, say), so they must
-    not block or wait; to call the pool is fine. What they raise is logged and does no harm.
+    The pool calls these methods after the fact and outside its lock, in the thread or task that
+    caused the event (a waiter's `on_acquire` in the one that gave back, for example). So they
+    must not block or wait; they may call the pool. What they raise is logged and does no harm.
     `pool` is the pool's name; all times are in seconds.
 
-    A method that is not overridden costs nothing. Only `on_acquire` and `on_release` are
-    heard at each lease, which then takes the way through the pool's lock.
+    A method that is not overridden costs nothing. Only `on_acquire` and `on_release` are called
+    at each lease, which then has to take the pool's lock.
 
     Example:
         ```python
@@ -27,72 +24,34 @@ class PoolListener:
     """
 
     def on_create(self, pool: str, took: float) -> None:
-        """Hear that a resource was made, and how long `create` took."""
+        """A resource was made; `create` took this long."""
 
     def on_create_failed(self, pool: str, error: BaseException) -> None:
-        """Hear that `create` failed, and how; the text of what a driver raised may hold an address or a credential."""
+        """`create` failed with this error; the text of a driver's error may contain an address or a credential."""
 
     def on_acquire(self, pool: str, waited: float) -> None:
-        """Hear that a lease began, and how long its caller has waited."""
+        """A lease began; its caller has waited this long."""
 
     def on_release(self, pool: str, used: float) -> None:
-        """Hear that a lease ended, whichever way, and how long it lasted."""
+        """A lease ended, in any way; it lasted this long."""
 
     def on_timeout(self, pool: str, waited: float) -> None:
-        """Hear that a caller waited in vain, and for how long."""
+        """A caller waited in vain, for this long."""
 
     def on_withdraw(self, pool: str, waited: float) -> None:
-        """Hear that a caller was cancelled while it waited, and after how long."""
+        """A caller was cancelled while it waited, after this long."""
 
     def on_refuse(self, pool: str, reason: str) -> None:
-        """Hear that a caller was turned away at once: "closed", "deadlock", "full" or "unavailable"."""
+        """A caller was refused: "closed", "deadlock", "full", "overloaded" or "unavailable"."""
 
     def on_discard(self, pool: str, reason: str) -> None:
-        """Hear that a resource is taken out of use; the reasons are those of `PoolStats.discards`."""
+        """A resource is taken out of use; the reasons are those of `PoolStats.discards`."""
 
     def on_detach(self, pool: str) -> None:
-        """Hear that a resource was given away for good."""
+        """A resource was detached: its caller keeps it for good."""
 
     def on_clean(self, pool: str) -> None:
-        """Hear that a resource was cleaned, whether `clean` raised or not."""
+        """A resource was cleaned, whether `clean` raised or not."""
 
 
 EVENTS = tuple(name for name in vars(PoolListener) if name.startswith("on_"))
-
-
-class Listeners:
-    """Those of one pool."""
-
-    def __init__(self, pool: str) -> None:
-        self._pool = pool
-        self._all: tuple[PoolListener, ...] = ()  # replaced and never changed: `tell` needs no lock
-
-    def add(self, listener: PoolListener) -> None:
-        """Tell this one too."""
-        self._all = (*self._all, listener)
-
-    def remove(self, listener: PoolListener) -> None:
-        """Tell this one no more.
-
-        Raises:
-            ValueError: If it is not one of them.
-        """
-        place = self._all.index(listener)
-        self._all = self._all[:place] + self._all[place + 1 :]
-
-    def heard(self) -> frozenset[str]:
-        """Return the events that at least one of them has a method of its own for."""
-        return frozenset(
-            event
-            for event in EVENTS
-            for listener in self._all
-            if getattr(getattr(listener, event), "__func__", None) is not getattr(PoolListener, event)
-        )
-
-    def tell(self, event: str, facts: tuple[object, ...]) -> None:
-        """Tell all of them; from any thread."""
-        for listener in self._all:
-            try:
-                getattr(listener, event)(self._pool, *facts)
-            except BaseException as error:  # noqa: BLE001 - whatever it raises: decisions are still to be carried out
-                logger.error("pool %r: %s of a listener failed with %s", self._pool, event, describe(error))

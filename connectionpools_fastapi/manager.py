@@ -1,19 +1,21 @@
-"""ResourceManager: the hooks that tell a pool how to treat its resources."""
+"""ResourceManager: the hooks of a pool as one object."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable
-from typing import Generic, TypeVar
+from typing import Any, Generic
 
-T = TypeVar("T")
+from ._core.slot import T, Verdict
+from ._runtime.hooks import EXAMPLES
+from ._runtime.loan import Loan
 
 
 class ResourceManager(ABC, Generic[T]):
     """How to make, check, change and clean one kind of resource.
 
-    Subclass it where the hooks share state or deserve a name; plain callables do for the
-    rest. Each hook may be `def` or `async def`. A `def` hook runs on a worker thread of
-    the pool's own (inline with `blocking=False`), and what it returns is awaited if it is
-    awaitable. Only `create` is required; a hook that is not overridden costs nothing.
+    Subclass it if the hooks share state or deserve a name; else plain callables suffice.
+    Each hook may be `def` or `async def`. A `def` hook runs on a worker thread of the pool's
+    own (inline with `blocking=False`), and an awaitable that it returns is awaited. Only
+    `create` is required; a hook that is not overridden costs nothing.
     """
 
     @abstractmethod
@@ -28,40 +30,85 @@ class ResourceManager(ABC, Generic[T]):
         """Say whether a free resource may be used again.
 
         Args:
-            resource: One that nobody uses at this moment.
+            resource: One that is not in use at this moment.
 
         Returns:
-            Anything falsy but None: it is cleaned and the next one tried. To raise says
-            the same.
+            A falsy value other than None if not: then the pool cleans it and tries the next one.
+            An exception means the same.
         """
 
     def doubtful(self, resource: T) -> bool:  # noqa: ARG002 - for subclasses
-        """Say whether a resource is to be checked now, although it was used a moment ago.
+        """Say whether a resource has to be checked now, although it was used a moment ago.
 
-        Asked before each lease, for what the driver knows without asking its back-end: that the
-        connection was closed, or that something unexpected has arrived. Unlike the other hooks
-        it is always a plain `def`, is called in whichever thread or loop leases or gives back,
-        and must not block. It needs `check`.
+        The pool asks before each lease. The hook tells what the driver knows without asking its
+        back-end: that the connection was closed, or that unexpected data has arrived. It is always a
+        plain `def`, is called in the thread or loop that leases or gives back, and must not block.
+        It needs `check`.
 
         Args:
-            resource: One that nobody else uses at this moment.
+            resource: One that no other caller uses at this moment.
 
         Returns:
-            True to have it checked before its next use, whatever `check_after` says; callers
-            get others meanwhile. To raise says the same.
+            True to have it checked before its next use, whatever `check_after` is; callers
+            get others meanwhile. An exception means the same.
         """
         return False
 
     def change(self, resource: T) -> None | Awaitable[None]:
-        """Make a resource that comes back ready for its next user; to raise discards it.
+        """Make a resource that comes back ready for its next user; an exception discards it.
 
         Args:
             resource: One that was just given back.
         """
 
+    def lend(self, resource: T, loan: Loan) -> T:  # noqa: ARG002 - for subclasses
+        """Make what the caller gets for one lease: by default the resource itself.
+
+        Override it to lend an object that stands for the resource and cannot be used after the lease:
+        that object calls `loan.check()` before each use, and `loan.note(error)` with each error of the
+        driver. Callers pass it to `release`, `discard` and `detach`. This hook is always a plain `def`,
+        is called in the thread or loop that leases, and must not block.
+
+        Args:
+            resource: The resource.
+            loan: The lease, as the lent object sees it; a new one for each.
+
+        Returns:
+            What the caller gets: the resource, or a new object for each lease. An exception
+            discards the resource, and the caller gets it.
+        """
+        return resource
+
+    def broken(self, resource: T, error: Exception) -> Verdict | None:  # noqa: ARG002 - for subclasses
+        """Say what an error during a lease means for its resource.
+
+        The pool asks about each error that the lent object notes, and about one that ends a block of
+        `lease` or a request. This hook is always a plain `def`, and must not block.
+
+        Args:
+            resource: The resource, still in use.
+            error: The error, raised by the driver or by the application.
+
+        Returns:
+            "keep", or None, if the error tells nothing about the resource; "check" to have it checked before its
+            next use; "discard" to have it cleaned when it comes back; "expire" if no resource made until
+            now can be used any more, as after a failover.
+        """
+        return None
+
     def clean(self, resource: T) -> None | Awaitable[None]:
         """Destroy a resource; whatever happens, the pool never uses it again.
 
         Args:
-            resource: One that nobody uses any more.
+            resource: One that is not in use any more.
         """
+
+
+def hooks_of(manager: ResourceManager[T]) -> dict[str, Any]:
+    """Return a manager's hooks by name; None for each that it does not override."""
+    return {
+        name: getattr(manager, name)
+        if getattr(getattr(manager, name), "__func__", None) is not getattr(ResourceManager, name)
+        else None
+        for name in EXAMPLES
+    }

@@ -1,53 +1,116 @@
-"""OpenTelemetry: stats of pools as observable instruments; needs the extra `otel`.
+"""OpenTelemetry: stats of pools as instruments; needs the extra `otel`.
 
 Names and states are those of OpenTelemetry's semantic conventions for database client
-connection pools: free is called idle there, taken used.
+connection pools, which call free idle, and taken used.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
+from operator import mul, sub
 
-from .stats import Observable, ObservedStats, PoolStats
+from .stats import CREATE_BOUNDS, USE_BOUNDS, WAIT_BOUNDS, Histogram, Observable, ObservedStats, PoolStats
 
 try:
     from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
-except ImportError as _error:  # pragma: no cover - told by hand: newer versions of FastAPI bring it along
+except ImportError as _error:  # pragma: no cover - tested by hand: newer versions of FastAPI bring it along
     msg = "connectionpools_fastapi.otel needs OpenTelemetry: pip install 'connectionpools-fastapi[otel]'"
     raise ImportError(msg) from _error
 
-POOL = "db.client.connection.pool.name"
-STATE = "db.client.connection.state"
+PREFIX = "db.client.connection"
+POOL = f"{PREFIX}.pool.name"
+STATE = f"{PREFIX}.state"
 
 Callback = Callable[[CallbackOptions], Iterable[Observation]]
 
 
 def observe_pools(*pools: Observable, meter: Meter | None = None) -> None:
-    """Have OpenTelemetry read the stats of pools at each of its collections.
+    """Make OpenTelemetry read the stats of pools at each collection.
 
-    Counts are exported (resources by state, limit, waiting, timeouts); durations are not:
-    observable instruments have no histograms. Call it once a pool, after the meter
-    provider was set.
+    It exports all nine metrics of the conventions. A lease costs nothing more: at each collection the
+    histograms get what `stats()` has counted since the last one, with the same count in each bucket and
+    the same sum; their minimum and maximum are bounds of buckets or lie between two of them. Call it once
+    a pool, after you have set the meter provider.
 
     Args:
-        pools: The pools, opened or not; of an observed one, what it tells.
-        meter: Where to create the instruments; by default one of the global provider.
+        pools: The pools, opened or not; an observed pool exports the counts that it has, and no durations.
+        meter: The meter for the instruments; by default one of the global provider.
     """
     instruments = meter if meter is not None else get_meter("connectionpools_fastapi")
     instruments.create_observable_up_down_counter(
-        "db.client.connection.count", [_by_state(pools)], unit="{connection}", description="Resources by state."
+        f"{PREFIX}.count",
+        [_by_state(pools), _Durations(pools, instruments).record],
+        unit="{connection}",
+        description="Resources by state.",
     )
     for name, unit, read, text in (
-        ("max", "{connection}", lambda stats: stats.limit, "The most resources that may exist at once."),
+        ("idle.max", "{connection}", _limit, "The most resources that may be free."),
+        ("idle.min", "{connection}", _min_free, "The fewest free resources that the pool keeps ready."),
+        ("max", "{connection}", _limit, "The most resources that may exist at once."),
         ("pending_requests", "{request}", lambda stats: stats.waiting, "Callers in the queue."),
     ):
         instruments.create_observable_up_down_counter(
-            f"db.client.connection.{name}", [_each(pools, read)], unit=unit, description=text
+            f"{PREFIX}.{name}", [_each(pools, read)], unit=unit, description=text
         )
     instruments.create_observable_counter(
-        "db.client.connection.timeouts",
+        f"{PREFIX}.timeouts",
         [_each(pools, lambda stats: stats.timeouts if isinstance(stats, PoolStats) else None)],
         unit="{timeout}",
         description="Callers that waited in vain.",
     )
+
+
+class _Durations:
+    """Histograms of wait, use and create, filled at each collection from the counts of `stats()`."""
+
+    def __init__(self, pools: tuple[Observable, ...], meter: Meter) -> None:
+        self._pools = pools
+        self._instruments = {
+            name: meter.create_histogram(
+                f"{PREFIX}.{name}_time", unit="s", description=text, explicit_bucket_boundaries_advisory=bounds
+            )
+            for name, bounds, text in (
+                ("create", CREATE_BOUNDS, "How long create took where it succeeded."),
+                ("use", USE_BOUNDS, "How long leases were held."),
+                ("wait", WAIT_BOUNDS, "How long callers waited that got a resource."),
+            )
+        }
+        self._recorded = [{name: Histogram((), (), 0.0) for name in self._instruments} for _ in pools]
+
+    def record(self, _: CallbackOptions) -> Iterable[Observation]:
+        """Record what was counted since the last call. It is a callback for its moment, and observes nothing."""
+        for pool, recorded in zip(self._pools, self._recorded, strict=True):
+            stats = pool.stats()
+            if isinstance(stats, PoolStats):
+                for name, instrument in self._instruments.items():
+                    found: Histogram = getattr(stats, name)
+                    for seconds in _since(recorded[name], found):
+                        instrument.record(seconds, {POOL: stats.name})
+                    recorded[name] = found
+        return ()
+
+
+def _since(before: Histogram, now: Histogram) -> Iterator[float]:
+    """Yield durations that change one histogram into the other: right in the count of each bucket, and in their sum.
+
+    All lie equally far between the bounds of their buckets.
+    """
+    counts = [*map(sub, now.counts, before.counts or repeat(0))]
+    total = max(0.0, now.sum - before.sum)
+    lower = (0.0, *now.bounds)
+    # The durations above all bounds have a mean of at most this.
+    upper = (*now.bounds, max(now.bounds[-1], total / counts[-1]) if counts[-1] else now.bounds[-1])
+    least, most = sum(map(mul, counts, lower)), sum(map(mul, counts, upper))
+    part = min(1.0, max(1e-9, (total - least) / (most - least))) if most > least else 1.0
+    for count, low, high in zip(counts, lower, upper, strict=True):
+        yield from repeat(low + part * (high - low), count)
+
+
+def _limit(stats: PoolStats | ObservedStats) -> int | None:
+    return stats.limit
+
+
+def _min_free(stats: PoolStats | ObservedStats) -> int | None:
+    return stats.min_free if isinstance(stats, PoolStats) else None
 
 
 def _each(pools: tuple[Observable, ...], read: Callable[[PoolStats | ObservedStats], int | None]) -> Callback:

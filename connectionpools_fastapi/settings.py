@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar, Self
 
-from ._policy import Reuse
+from ._core.policy import OnOverload, Reuse
 
 try:
     from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -12,29 +12,12 @@ except ImportError as _error:
 
 
 class PoolSettings(BaseSettings):
-    """What `ConnectionPool` takes, read from variables such as `POOL_LIMIT` and `POOL_MIN_FREE`.
+    """Arguments of `ConnectionPool`, read from variables such as `POOL_LIMIT` and `POOL_MIN_FREE`.
 
     Write `ConnectionPool(create=..., name="db", **PoolSettings().options())`. A second pool
-    takes another prefix: `PoolSettings.of("CACHE_POOL_")`. What is not set keeps the
-    pool's own default. A value that is no number at all raises pydantic's
-    ValidationError here, one that makes no sense `PoolConfigError` in the pool.
-
-    Attributes:
-        limit: See `ConnectionPool`, as for all others.
-        min_free: Resources kept free.
-        timeout: Seconds that an acquire waits.
-        max_waiting: Callers that may queue.
-        max_creating: Calls of `create` at once.
-        check_after: Seconds.
-        keepalive: Seconds.
-        max_lifetime: Seconds.
-        max_idle: Seconds.
-        max_uses: Times.
-        max_hold: Seconds.
-        hook_timeout: Seconds.
-        close_timeout: Seconds.
-        reuse: "lifo" or "fifo".
-        debug: True or False.
+    takes another prefix: `PoolSettings.of("CACHE_POOL_")`. Each field means the same as the argument of
+    that name, and a field that is not set keeps the pool's own default. A value that is no number
+    raises pydantic's ValidationError here; one that cannot work raises `PoolConfigError` in the pool.
     """
 
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(env_prefix="POOL_")
@@ -52,7 +35,9 @@ class PoolSettings(BaseSettings):
     max_hold: float | None = None
     hook_timeout: float | None = None
     close_timeout: float | None = None
+    open_timeout: float | None = None
     reuse: Reuse | None = None
+    overload: OnOverload | None = None
     debug: bool | None = None
 
     @classmethod
@@ -60,7 +45,7 @@ class PoolSettings(BaseSettings):
         """Read variables that begin with another prefix.
 
         Args:
-            prefix: As in "CACHE_POOL_".
+            prefix: As in `CACHE_POOL_`.
 
         Returns:
             The settings found.
@@ -71,9 +56,9 @@ class PoolSettings(BaseSettings):
         return cls(_env_prefix=prefix)  # type: ignore[call-arg] # pydantic-settings takes it, unseen by type checkers
 
     def options(self) -> dict[str, Any]:
-        """Return what is set, as keyword arguments for `ConnectionPool`.
+        """Return the fields that are set, as keyword arguments for `ConnectionPool`.
 
         Returns:
-            Only what the environment or the caller has set.
+            Only the fields that the environment or the caller has set.
         """
         return self.model_dump(exclude_unset=True)

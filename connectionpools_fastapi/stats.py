@@ -1,4 +1,4 @@
-"""PoolStats: a frozen snapshot whose states add up; ObservedStats: as much of it as a driver's own pool knows."""
+"""PoolStats: a frozen snapshot whose counts add up; ObservedStats: the part of it that a driver's own pool knows."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
@@ -13,11 +13,11 @@ CREATE_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How many durations fell between which bounds.
+    """How many durations fell between each two bounds.
 
     Attributes:
         bounds: Upper bounds in seconds, inclusive, ascending.
-        counts: One count a bound, not cumulative, and a last one for what is above.
+        counts: One count a bound, not cumulative, and a last one for durations above all.
         sum: All durations together, in seconds.
     """
 
@@ -32,7 +32,7 @@ class Histogram:
 
 
 class Recorder:
-    """A histogram in the making; whoever records makes sure to be the only one."""
+    """A histogram that is being filled; only one caller at a time may use `record`."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -51,21 +51,21 @@ class Recorder:
         return sum(self.counts)
 
     def add(self, counts: Iterable[int], seconds: float) -> None:
-        """Count all that another one with these bounds has counted."""
+        """Add the counts of another recorder with the same bounds."""
         self.counts = list(map(add, self.counts, counts))
         self.sum += seconds
 
     def snapshot(self) -> Histogram:
-        """Return what was counted so far."""
+        """Return the counts so far."""
         return Histogram(self.bounds, tuple(self.counts), self.sum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """Who holds a lease, and since when.
+    """The holder of a lease, and for how long it has held it.
 
     Attributes:
-        name: What its lease was given as `holder`: with `Leased` the route, as "GET /items/{id}";
+        name: The `holder` that its lease was given: with `Leased` the route, as "GET /items/{id}";
             else the name of the task or thread in which it began.
         age: For how long, in seconds.
     """
@@ -78,13 +78,14 @@ class Holder:
 class PoolStats:
     """The state of a pool at one moment, and its totals since it was made.
 
-    `free + taken + creating <= limit`, but for a while after `resize` to fewer, and
+    `free + taken + creating <= limit`, except for a while after a `resize` to a lower limit, and
     `acquires == releases + leased`.
 
     Attributes:
         name: The pool's name.
         status: "new", "open", "suspended", "closing", "closed", or "forked" in a child process.
-        limit: The most that may exist at once.
+        limit: The most resources that may exist at once.
+        min_free: How many free resources the pool keeps ready.
         free: Resources ready for use.
         taken: Resources leased out, being checked or being changed.
         checking: How many of `taken` are being checked before use.
@@ -93,22 +94,29 @@ class PoolStats:
         cleaning: Resources on their way out; they no longer count against the limit.
         waiting: Callers in the queue.
         failing: Whether the last `create` failed.
-        cause: The kind of exception it failed with, never its text; None if not failing.
+        down: Whether the back-end is down: no resource exists, and `create` has failed for a second.
+        cause: The type of the exception of the last `create`, never its text; None if not failing.
         retry_after: Seconds until the next try while failing, else None.
         acquires: Leases granted, also to callers that had just given up.
-        releases: Leases that ended, whichever way.
+        releases: Leases that ended, in any way.
         timeouts: Callers that waited in vain.
         withdrawals: Callers that were cancelled while they waited, or as they were granted a lease.
-        refusals: Callers turned away at once, by reason: "closed", "deadlock", "full", "unavailable".
+        refusals: Callers refused, by reason: "closed", "deadlock", "full", "overloaded", "unavailable".
+        overloaded: Whether callers were refused within the last second, since they would have left or timed out
+            before they were served.
+        patience: How long callers wait before they leave, in seconds, as learned from those that left; None if unknown.
+        expected_wait: How long a caller that comes now will wait, in seconds; 0 if a resource is free, None if unknown.
+        oldest_wait: For how long the caller that has waited the longest waits, in seconds; 0 if none waits.
         creates: Resources made.
         create_failures: Calls of `create` that failed.
         cleans: Resources cleaned.
         clean_failures: How many of them raised in `clean`.
         detached: Resources given away for good.
-        discards: Resources taken out of use, by reason: what was called ("discard", "expire", "resize",
-            "retain"), a hook that failed ("check", "change"), a limit that was reached
-            ("max_idle", "max_lifetime", "max_uses"), or a lease that was lost ("leak").
-        wait: How long callers waited that got a resource (the others: `timeouts`).
+        discards: Resources taken out of use, by reason: a method that was called ("discard", "expire", "resize",
+            "retain"), a hook that failed ("check", "change"), an error of a lease that
+            `broken` judged ("broken"), a limit that was reached ("max_idle", "max_lifetime", "max_uses"), or
+            a lease that was lost ("leak").
+        wait: How long callers waited that got a resource (`timeouts` counts the others).
         use: How long leases were held.
         create: How long `create` took where it succeeded.
     """
@@ -116,6 +124,7 @@ class PoolStats:
     name: str
     status: str
     limit: int
+    min_free: int
     free: int
     taken: int
     checking: int
@@ -124,6 +133,7 @@ class PoolStats:
     cleaning: int
     waiting: int
     failing: bool
+    down: bool
     cause: str | None
     retry_after: float | None
     acquires: int
@@ -131,6 +141,10 @@ class PoolStats:
     timeouts: int
     withdrawals: int
     refusals: Mapping[str, int]
+    overloaded: bool
+    patience: float | None
+    expected_wait: float | None
+    oldest_wait: float
     creates: int
     create_failures: int
     cleans: int
@@ -143,25 +157,25 @@ class PoolStats:
 
     @property
     def leased(self) -> int:
-        """How many of `taken` are in a user's hands."""
+        """How many of `taken` are leased to callers."""
         return self.taken - self.checking - self.changing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedStats:
-    """What a driver's own pool knows of itself at one moment; None is what it does not tell.
+    """What a driver's own pool knows of itself at one moment; None for a number that it does not know.
 
     Attributes:
         name: The name under which it is observed.
         status: "new" before it exists or is open, "open", "closing" or "closed".
         limit: The most connections that may exist at once; also None where there is no limit.
         free: Connections ready for use.
-        taken: Connections in use. All but asyncpg count those along that are being made.
+        taken: Connections in use. All drivers but asyncpg include those that are being made.
         waiting: Callers in the queue.
         create_failures: Tries to connect that failed.
-        cause: The kind of exception with which the last probe failed, or with which the pool could not be
-            found, never its text; None if there was none.
-        driver: What the driver counts beyond that, under its own names.
+        cause: The type of the exception of the last probe, or of the search for the pool, never its text;
+            None if neither failed.
+        driver: Further counters of the driver, under its own names.
     """
 
     name: str
@@ -177,7 +191,7 @@ class ObservedStats:
 
 @runtime_checkable
 class Observable(Protocol):
-    """What health and metrics ask of a pool; ConnectionPool has it, and what `observe` returns."""
+    """What health and metrics need of a pool; ConnectionPool and ObservedPool have it."""
 
     @property
     def name(self) -> str:
@@ -188,15 +202,15 @@ class Observable(Protocol):
         """Return a frozen snapshot of the state and all totals. From any thread.
 
         Returns:
-            What is known.
+            The numbers that are known.
         """
         ...
 
     def holders(self) -> list[Holder] | None:
-        """Return who holds a lease and for how long, the longest first.
+        """Return the holders and ages of leases, the oldest first.
 
         Returns:
-            One entry a lease; None if that is not known.
+            One entry a lease; None if the holders are not known.
         """
         ...
 
@@ -204,7 +218,7 @@ class Observable(Protocol):
         """Find out whether the back-end answers, without ever queueing for a resource.
 
         Args:
-            max_age: How old what is known may be, in seconds.
+            max_age: How old the last answer may be, in seconds.
             timeout: How long to wait for an answer, in seconds.
 
         Returns:

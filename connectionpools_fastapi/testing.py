@@ -1,4 +1,4 @@
-"""What an application's own tests need."""
+"""Helpers for the tests of an application."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -7,24 +7,26 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ._providers import LeaseUntilResponse
+from ._asgi.dependencies import LeaseUntilResponse
+from ._asgi.startup_checks import providers_of
 from .pool import ConnectionPool
 
 
 @contextmanager
 def override_leased(app: Any, pool: ConnectionPool[Any] | str, provide: Callable[..., Any]) -> Iterator[None]:
-    """Let `Leased(pool)` provide something else while the block runs; the pool is not touched.
+    """Make `Leased(pool)` provide something else while the block runs; the pool is not used.
 
     Args:
         app: The FastAPI application under test.
-        pool: The pool, for `Leased(pool)` and `Leased("its name")`; a name alone is for the latter only.
-        provide: What FastAPI calls instead: any dependency, as `lambda: FakeConnection()`.
+        pool: The pool, for `Leased(pool)` and `Leased("its name")`; a name, for `Leased("its name")` only.
+        provide: The dependency that FastAPI calls instead, as `lambda: FakeConnection()`.
 
     Yields:
         Nothing; the override ends with the block.
     """
     names = {pool, pool if isinstance(pool, str) else pool.name}
-    keys = [LeaseUntilResponse(name) for name in names]
+    used = {provider for _, _, found in providers_of(app) for provider, _, _ in found if provider.kind == "Leased"}
+    keys = {provider for provider in used if provider[1] in names} | {LeaseUntilResponse(name) for name in names}
     before = {key: app.dependency_overrides[key] for key in keys if key in app.dependency_overrides}
     app.dependency_overrides.update(dict.fromkeys(keys, provide))
     try:

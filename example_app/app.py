@@ -10,9 +10,8 @@ from fastapi.staticfiles import StaticFiles
 
 from connectionpools_fastapi import install_pools
 
-from .cache import make_cache
 from .feed import Feed
-from .pools import Database
+from .pools import Database, make_cache
 from .routers import export, links, live, page, redirect, report
 from .security import SecurityHeaders
 from .settings import Settings

@@ -9,8 +9,6 @@ from starlette.requests import HTTPConnection
 
 from connectionpools_fastapi import ConnectionPool
 
-from .settings import Settings, SettingsError
-
 LookUp = Callable[[str], Awaitable[str | None]]
 
 
@@ -38,21 +36,6 @@ class NoCache(Cache):
 
     async def forget(self, code: str) -> None:
         """Do nothing."""
-
-
-def make_cache(settings: Settings) -> Cache:
-    """Make the cache that the settings name.
-
-    Raises:
-        SettingsError: If its driver is missing.
-    """
-    if not settings.cache_url:
-        return NoCache()
-    try:
-        from .redis_cache import RedisCache  # noqa: PLC0415 - needs redis-py
-    except ImportError:
-        raise SettingsError("CACHE_URL names a Redis, which needs redis-py: pip install 'redis>=5.2'") from None
-    return RedisCache(settings.cache_url, prefix=settings.cache_prefix, timeout=settings.cache_timeout)
 
 
 def _cache_of(connection: HTTPConnection) -> Cache:

@@ -1,4 +1,4 @@
-"""Feed: tells each click to everybody who listens at this moment."""
+"""Feed: sends each click to all current listeners."""
 
 import asyncio
 from collections.abc import Iterator

@@ -60,7 +60,7 @@ class LinkPage(BaseModel):
 
 
 class Click(BaseModel):
-    """Somebody followed a link."""
+    """A click on a link."""
 
     code: str
     clicks: Annotated[int, Field(description="How many there are now.")]

@@ -1,4 +1,4 @@
-"""Pools: "db" to read and write in async endpoints, "report" to read in sync ones."""
+"""Pools: "db" to read and write in async endpoints, "report" to read in sync ones, "cache" if there is a Redis."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,9 +9,10 @@ from starlette.requests import HTTPConnection
 
 from connectionpools_fastapi import ConnectionPool, Leased
 
-from .settings import Settings
+from .cache import Cache, NoCache
+from .settings import Settings, SettingsError
 from .store import LinkStore, ReportStore
-from .store.backend import backend_of
+from .store.choose import backend_of
 
 REPORT_LIMIT = 2
 
@@ -48,7 +49,7 @@ class Database:
 
     @asynccontextmanager
     async def lease(self, **options: Any) -> AsyncIterator[LinkStore]:
-        """Lease for the length of a block, for those who need it only sometimes, or after the response.
+        """Lease for the length of a block, for work that needs a connection only sometimes, or after the response.
 
         Args:
             options: As of `ConnectionPool.lease`.
@@ -58,6 +59,21 @@ class Database:
         """
         async with self._db.lease(**options) as conn:
             yield self.links(conn)
+
+
+def make_cache(settings: Settings) -> Cache:
+    """Make the cache that the settings name.
+
+    Raises:
+        SettingsError: If its driver is missing.
+    """
+    if not settings.cache_url:
+        return NoCache()
+    try:
+        from .redis_cache import RedisCache  # noqa: PLC0415 - needs redis-py
+    except ImportError:
+        raise SettingsError("CACHE_URL names a Redis, which needs redis-py: pip install 'redis>=5.2'") from None
+    return RedisCache(settings.cache_url, prefix=settings.cache_prefix, timeout=settings.cache_timeout)
 
 
 async def _database_of(connection: HTTPConnection) -> Database:

@@ -1,4 +1,4 @@
-"""RedisCache: a cache that helps where it can, and is in nobody's way where it cannot."""
+"""RedisCache: a cache that a redirect does without while it is slow or away."""
 
 import asyncio
 import logging
@@ -17,10 +17,10 @@ from .cache import Cache, LookUp
 LIMIT = 5
 CONNECT_WITHIN = 1.0
 REMEMBERED = 30  # seconds
-# For this long a code stands in place of the target of a link that was removed. Nobody may then remember what he read
-# from the database before that; a link that is added anew under the code is found there.
+# The entry of a removed link, for as long as entries live: a request that read the target before the removal cannot
+# store it afterwards. A link that is added anew under the same code is found in the database.
 REMOVED = ""
-# Nobody waits for a page while a link is removed, so it may take a little longer than a redirect.
+# Removing a link may take a little longer than a redirect.
 PATIENCE = 1.0
 AWAY: tuple[type[Exception], ...] = (PoolError, RedisError, OSError)  # TimeoutError is one of the latter
 
@@ -62,7 +62,7 @@ class RedisCache(Cache):
         return target
 
     async def forget(self, code: str) -> None:
-        """Let nobody find the target of a link that was removed, nor remember what he has just read of it."""
+        """Mark a link as removed, so that neither the cache nor a request that is under way brings it back."""
         key = self._key(code)
         try:
             await self._ask(lambda redis: redis.set(key, REMOVED, ex=REMEMBERED), within=PATIENCE)

@@ -28,8 +28,8 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        policy = DOCS_POLICY if path == self._docs else STRICT_POLICY
+        is_docs = scope["path"] in (self._docs, scope.get("root_path", "") + self._docs)
+        policy = DOCS_POLICY if is_docs else STRICT_POLICY
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

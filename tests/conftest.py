@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.servers import postgres_url, redis_url  # noqa: F401 - fixtures
+from tests import programs
+from tests.servers import mariadb_server, postgres_url, redis_url  # noqa: F401 - fixtures
 from tests.support import jumping
+from tests.wires import proxy  # noqa: F401 - as above
 
 # A failure prints how to run it again; random runs stay random.
 settings.register_profile("default", print_blob=True, deadline=None)
@@ -22,5 +24,17 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker."""
+    """Register the markers."""
     config.addinivalue_line("markers", "virtual_time: the time of the loop jumps to the next timer when idle")
+    config.addinivalue_line("markers", "needs_program(name): skipped where the program is missing; no wheel brings it")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """See to the programs that a test needs."""
+    programs.see_to_programs(item)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say at the end what was not run."""
+    for line in programs.closing_lines(terminalreporter.stats.get("skipped", [])):
+        terminalreporter.write_line(line, yellow=True)

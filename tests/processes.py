@@ -71,7 +71,7 @@ class Process:
         code = self.process.wait()
         self._reader.join(LAST_WORDS)
         self._watchdog.cancel()
-        assert not self._reader.is_alive(), "somebody is left who may write to the log"
+        assert not self._reader.is_alive(), "a process is left that may write to the log"
         return code
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-# What is left open stays open as long as somebody has it.
+# What is left open stays open as long as a variable refers to it.
 kept: list[Any] = []
 
 
@@ -16,7 +16,7 @@ class Leftover:
 
     leave: Callable[[sqlite3.Connection], object]
     see: Callable[[sqlite3.Connection], object]
-    is_transaction: bool = False
+    is_undone_by_either: bool = False
 
     def seen(self, conn: sqlite3.Connection) -> object:
         try:
@@ -113,17 +113,22 @@ WRITING = rows("INSERT INTO notes VALUES ('next') RETURNING 'written'")
 COUNT = rows("SELECT count(*) FROM notes")
 
 LEFTOVERS: dict[str, Leftover] = {
-    "uncommitted rows": Leftover(run("BEGIN", WRITE), COUNT, is_transaction=True),
-    "a savepoint": Leftover(run("SAVEPOINT mine", WRITE), COUNT, is_transaction=True),
-    "a lock": Leftover(run("BEGIN EXCLUSIVE"), lambda conn: conn.in_transaction, is_transaction=True),
+    "uncommitted rows": Leftover(run("BEGIN", WRITE), COUNT, is_undone_by_either=True),
+    "a savepoint": Leftover(run("SAVEPOINT mine", WRITE), COUNT, is_undone_by_either=True),
+    "a lock": Leftover(run("BEGIN EXCLUSIVE"), lambda conn: conn.in_transaction, is_undone_by_either=True),
     "a SELECT that was not read to its end": Leftover(
-        lambda conn: keep((cursor := conn.execute("SELECT * FROM notes"), cursor.fetchone())), write_elsewhere
+        lambda conn: keep((cursor := conn.execute("SELECT * FROM notes"), cursor.fetchone())),
+        write_elsewhere,
+        is_undone_by_either=True,
     ),
     "a write that was not read to its end": Leftover(
         lambda conn: keep((c := conn.execute("INSERT INTO notes VALUES (1), (2) RETURNING 1"), c.fetchone())),
         write_elsewhere,
+        is_undone_by_either=True,
     ),
-    "an open blob": Leftover(lambda conn: keep(conn.blobopen("notes", "text", 1, readonly=True)), write_elsewhere),
+    "an open blob": Leftover(
+        lambda conn: keep(conn.blobopen("notes", "text", 1, readonly=True)), write_elsewhere, is_undone_by_either=True
+    ),
     "foreign_keys": pragma("foreign_keys", "off"),
     "query_only": pragma("query_only", "on"),
     "synchronous": pragma("synchronous", "off"),
@@ -177,7 +182,7 @@ LEFTOVERS: dict[str, Leftover] = {
 }
 if hasattr(sqlite3.Connection, "autocommit"):  # since Python 3.12
     LEFTOVERS["autocommit"] = attribute("autocommit", True)  # noqa: FBT003 - a value
-    LEFTOVERS["a transaction at all times"] = Leftover(begin_at_all_times, COUNT, is_transaction=True)
+    LEFTOVERS["a transaction at all times"] = Leftover(begin_at_all_times, COUNT, is_undone_by_either=True)
     LEFTOVERS["a setting"] = Leftover(forbid_triggers, rows("INSERT INTO guarded VALUES (1)"))
 
 

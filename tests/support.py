@@ -14,8 +14,9 @@ import trio.lowlevel
 from trio.testing import MockClock
 
 from connectionpools_fastapi import ConnectionPool
-from connectionpools_fastapi._waiters import Waiter
-from connectionpools_fastapi.manager import T
+from connectionpools_fastapi._core.invariants import check_invariants
+from connectionpools_fastapi._core.slot import T
+from connectionpools_fastapi._core.waiter import Waiter
 
 # What must never be seen: the text of an exception that a hook raises.
 SECRET = "postgres://u:secret@h/db"  # noqa: S105 - no real one
@@ -84,7 +85,7 @@ class Resource:
 
 
 class Gate:
-    """Where hooks stop while it is shut; says who stands before it."""
+    """Where hooks stop while it is shut; knows which calls stand before it."""
 
     def __init__(self) -> None:
         self._opened: anyio.Event | None = None
@@ -201,12 +202,12 @@ def same(left: list[Resource], right: list[Resource]) -> bool:
 
 def check(pool: ConnectionPool[Any]) -> None:
     """Assert the invariants of a pool at rest."""
-    pool._commit(pool._state.check_invariants, pool._clock())
+    pool._engine.apply(check_invariants, pool._engine.state, pool._engine.clock())
 
 
 @asynccontextmanager
 async def held(pool: ConnectionPool[T]) -> AsyncIterator[T]:
-    """Hold a resource by hand, as somebody else might: then the test itself may wait for another one."""
+    """Hold a resource by hand, as another caller: then the test itself may wait for another one."""
     resource = await pool.acquire()
     try:
         yield resource

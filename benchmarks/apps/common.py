@@ -13,8 +13,8 @@ CONNECTIONS = 10
 Lend = Callable[[], AbstractAsyncContextManager[Any]]
 
 
-def leasing(manager: ResourceManager[Any], ask: Callable[[Any], Any]) -> FastAPI:
-    pool = ConnectionPool(manager, limit=CONNECTIONS)
+def leasing(manager: ResourceManager[Any], ask: Callable[[Any], Any], limit: int = CONNECTIONS) -> FastAPI:
+    pool = ConnectionPool(manager, limit=limit)
     app = FastAPI()
     install_pools(app, pool)
 

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 LIMIT = 8  # of each pool
@@ -14,7 +14,7 @@ GIVES_UP = 3.0  # for how long it waits for its answer altogether
 
 PERIOD = 0.02  # from one caller to the next, in seconds
 BURST = 25  # each so many callers, LIMIT come at once, so that a pool has used all it may have a moment ago
-ENOUGH = 15  # so many in a row who are served show that all is well
+ENOUGH = 15  # this many callers served in a row show that all is well
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,19 @@ class Contestant:
     open: Callable[[Any], Awaitable[Opened]]
 
 
+def filled(contestant: Contestant) -> Contestant:
+    """Return the same with a pool that has made all its connections: a fault then meets none in the making."""
+
+    async def open_and_fill(address: Any) -> Opened:
+        opened = await contestant.open(address)
+        async with AsyncExitStack() as held:
+            for _ in range(LIMIT):
+                await held.enter_async_context(opened.lease())
+        return opened
+
+    return replace(contestant, open=open_and_fill)
+
+
 @dataclass
 class Call:
     """One caller: when it asked, had its lease (if ever), and was done; and what was raised."""
@@ -85,8 +98,8 @@ class Outcome:
 
     Attributes:
         calls: How many callers there were.
-        errors_in_use: Errors of leases that began before the fault was complete.
-        errors_later: Errors of leases that began after that.
+        errors_in_use: Errors in leases of callers that had asked by the time the fault was complete.
+        errors_later: Errors in leases of callers that asked after that.
         refused: Callers that got no lease.
         timeouts: How many of them had waited for PATIENCE.
         longest_wait: For a lease or a refusal, in seconds.
@@ -126,12 +139,12 @@ def clock() -> float:
 
 @dataclass
 class Load:
-    """Callers that come whatever happens, and the moments of the fault, which whoever makes it notes.
+    """Callers that come at a steady rate, and the moments of the fault, which its scenario notes.
 
     Attributes:
         struck: When the fault was complete.
-        returned: When there was nothing amiss any more.
-        recovers: Whether all were served again before nobody waited for that any longer.
+        returned: When the fault was over.
+        recovers: Whether all were served again within the bound.
     """
 
     opened: Opened
@@ -168,14 +181,14 @@ class Load:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """Let callers come as long as the block lasts; who has come is waited for."""
+        """Send callers while the block runs, and wait for all of them at its end."""
         async with asyncio.TaskGroup() as group:
             sender = group.create_task(self._send_callers(group))
             yield
             sender.cancel()
 
     def _answers(self) -> list[Call]:
-        """Return who was answered since the return, in that order."""
+        """Return the calls that were answered after the fault was over, in order of their answers."""
         return sorted(
             (call for call in self.calls if self.returned <= call.done < math.inf), key=lambda call: call.done
         )
@@ -215,8 +228,9 @@ class Load:
         last_bad = max((call.done for call in self._answers() if call.error is not None), default=self.returned)
         return Outcome(
             calls=len(self.calls),
-            errors_in_use=sum(call.leased <= self.struck for call in failed),
-            errors_later=sum(call.leased > self.struck for call in failed),
+            # By when they asked: a caller may note its lease a turn of the loop after the pool has granted it.
+            errors_in_use=sum(call.asked <= self.struck for call in failed),
+            errors_later=sum(call.asked > self.struck for call in failed),
             refused=sum(call.was_refused for call in self.calls),
             timeouts=sum(call.was_refused and call.waited >= PATIENCE for call in self.calls),
             longest_wait=max(call.waited for call in self.calls),

@@ -25,6 +25,7 @@ from benchmarks.faults.load import (
     Row,
     Scenario,
     clock,
+    filled,
     outcome_of,
 )
 from benchmarks.faults.proxy import Proxy
@@ -32,14 +33,14 @@ from connectionpools_fastapi import ConnectionPool, ResourceManager
 from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
 from connectionpools_fastapi.adapters.psycopg import PsycopgManager
 from connectionpools_fastapi.adapters.sqlalchemy import SqlalchemyManager
-from example_app.servers import PASSWORD, PostgresServer, postgres
+from tests.wheel_servers import PASSWORD, PostgresServer, postgres
 
 WORK = "SELECT pg_sleep(0.03)"
-OTHER = "other"  # somebody else who uses the server
-USER = "app"  # as whom the contestants connect
+OTHER = "other"  # another user of the server
+USER = "app"  # the role of the contestants
 HOOK_TIMEOUT = 0.75  # ours, in seconds
 MAX_CONNECTIONS = 3 * LIMIT
-LEFT = 3  # of them, if somebody else takes what there is
+LEFT = 3  # of them, while another user takes the rest
 DELAY = 0.1  # of each piece on a slow network, in seconds
 PAUSE = 0.05  # between two looks at the server, in seconds
 
@@ -186,7 +187,7 @@ class Site:
 
     @asynccontextmanager
     async def crowded_but_for(self, left: int) -> AsyncGenerator[AsyncExitStack]:
-        """Have somebody else take all connections but so many; yields what gives them back."""
+        """Take all but `left` connections as another user; the stack that it yields closes them."""
         others = []
         async with AsyncExitStack() as taken:
             with suppress(asyncpg.TooManyConnectionsError):
@@ -227,7 +228,7 @@ def a_site() -> Iterator[Site]:
 
 
 async def terminated(contestant: Contestant, site: Site, effort: Effort) -> Outcome:
-    """All connections are terminated, by somebody who may."""
+    """An administrator terminates all connections."""
 
     async def fault(load: Load) -> None:
         pids = await site.sessions()
@@ -253,15 +254,15 @@ async def killed(contestant: Contestant, site: Site, effort: Effort) -> Outcome:
 
 
 async def crowded(contestant: Contestant, site: Site, effort: Effort) -> Outcome:
-    """Somebody else has left LEFT connections of `max_connections`; recovered is who has all after he went."""
-    async with site.crowded_but_for(LEFT) as somebody_else:
+    """Another user leaves LEFT connections of `max_connections`; a pool has recovered once it has all after that."""
+    async with site.crowded_but_for(LEFT) as others:
         grown_after = math.inf
 
         async def fault(load: Load) -> None:
             nonlocal grown_after
             load.strike()
             await asyncio.sleep(effort.down)
-            await somebody_else.aclose()
+            await others.aclose()
             load.end()
             if await site.reaches_limit(effort.bound):
                 grown_after = clock() - load.returned
@@ -271,7 +272,7 @@ async def crowded(contestant: Contestant, site: Site, effort: Effort) -> Outcome
 
 
 async def rotated(contestant: Contestant, site: Site, effort: Effort) -> Outcome:
-    """The password changes, and the pool is told to replace its connections; recovered is who has none of the old."""
+    """The password changes, and the pool is told to replace its connections; recovered once no old one is left."""
     turned_after = math.inf
 
     async def fault(load: Load) -> None:
@@ -302,7 +303,7 @@ def network(make_bad: Callable[[Proxy], object], *, before_close: Callable[[Prox
                 load.end()
 
             return await outcome_of(
-                contestant,
+                filled(contestant),
                 lambda: site.address(proxy.port),
                 fault,
                 site.count,

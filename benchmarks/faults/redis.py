@@ -26,19 +26,20 @@ from benchmarks.faults.load import (
     Row,
     Scenario,
     clock,
+    filled,
     outcome_of,
 )
 from benchmarks.faults.proxy import LOOPBACK, Proxy
 from connectionpools_fastapi import ConnectionPool
 from connectionpools_fastapi.adapters.redis import RedisManager
-from example_app.servers import RedisServer, redis
+from tests.wheel_servers import RedisServer, redis
 
 HOLD = 0.03  # how long a caller's command takes, in seconds
-USER = "app"  # as whom the contestants connect
+USER = "app"  # the user of the contestants
 PASSWORD = "one"  # noqa: S105 - of a server that lives as long as we do
 HOOK_TIMEOUT = 1.0  # ours, in seconds
 HEALTH_CHECK = 1.0  # the peers' interval, as our `check_after`, in seconds
-ADMINS = 1  # connections of those who look after the server
+ADMINS = 1  # connections of the administrator
 ROOM = 5  # how many connections others leave to a pool
 NOWHERE = "1"  # the port of a master that is not there: a replica refuses to write all the same
 DELAY = 0.1  # of each piece on a slow network, in seconds
@@ -140,7 +141,7 @@ Fault = Callable[[Contestant, Effort], Awaitable[Outcome]]
 
 
 class Site:
-    """A Redis, who looks after it, and what the contestants are told of it."""
+    """A Redis, a client of its administrator, and the address for the contestants."""
 
     def __init__(self, server: RedisServer, admin: Any) -> None:
         self.server = server
@@ -211,7 +212,7 @@ async def cut_off(contestant: Contestant, effort: Effort) -> Outcome:
             load.strike()
             load.end()
 
-        return await outcome_of(contestant, it.address, fault, it.count, effort)
+        return await outcome_of(filled(contestant), it.address, fault, it.count, effort)
 
 
 async def failed_over(contestant: Contestant, effort: Effort) -> Outcome:
@@ -230,7 +231,7 @@ async def failed_over(contestant: Contestant, effort: Effort) -> Outcome:
             await fail_over(other, it)
             load.end()
 
-        return await outcome_of(contestant, it.address, fault, it.count, effort)
+        return await outcome_of(filled(contestant), it.address, fault, it.count, effort)
 
 
 def through_proxy(make: Callable[[Proxy], object]) -> Fault:
@@ -246,13 +247,13 @@ def through_proxy(make: Callable[[Proxy], object]) -> Fault:
                 proxy.resume()
                 load.end()
 
-            return await outcome_of(contestant, it.address, fault, it.count, effort, before_close=proxy.stall)
+            return await outcome_of(filled(contestant), it.address, fault, it.count, effort, before_close=proxy.stall)
 
     return bad_network
 
 
 async def crowded(contestant: Contestant, effort: Effort) -> Outcome:
-    """Others have left ROOM connections of `maxclients`; recovered is who has all after they went."""
+    """Others leave ROOM connections of `maxclients`; a pool has recovered once it has all after they close."""
     async with site("--maxclients", str(LIMIT + ADMINS)) as it, AsyncExitStack() as others:
         for _ in range(LIMIT - ROOM):
             other: Any = await others.enter_async_context(Redis.from_url(it.server.url, single_connection_client=True))
@@ -275,7 +276,7 @@ async def crowded(contestant: Contestant, effort: Effort) -> Outcome:
 
 
 async def rotated(contestant: Contestant, effort: Effort) -> Outcome:
-    """The password changes, and the pool is told to replace its connections; recovered is who has none of the old."""
+    """The password changes, and the pool is told to replace its connections; recovered once no old one is left."""
     async with site() as it:
         turned_after = math.inf
 

@@ -1,1 +1,1 @@
-"""Managers for drivers that are in common use, one a module; importing one imports only its driver."""
+"""Managers for common drivers, one a module; importing one imports only its driver."""

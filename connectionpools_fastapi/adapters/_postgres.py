@@ -1,9 +1,15 @@
-"""What PostgreSQL and libpq say of mistakes that waiting does not mend; needs no driver."""
+"""Errors of PostgreSQL, libpq and poolers, and what they mean; needs no driver."""
 
+import logging
 import re
+from collections.abc import Collection
 
-# libpq keeps the code of an error at connecting to itself, so its words are all there is. A server that speaks
-# another language than English is not understood, and its refusal is told as any other failure.
+from connectionpools_fastapi import Verdict
+
+_logger = logging.getLogger("connectionpools_fastapi")
+
+# libpq does not pass on the code of an error at connecting, so only its text is left. A text in another language
+# than English is not recognised, and such a refusal counts as any other failure.
 _REFUSED = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|pg_hba\.conf rejects|"
     r'role ".*" does not exist|is not permitted to log in|permission denied for database'
@@ -13,22 +19,27 @@ _BAD_OPTION = re.compile(
     r"invalid (?:integer |\w+ )?value|invalid port number|unrecognized configuration parameter|"
     r"invalid value for parameter|could not match \d+ "
 )
+_CERTIFICATE = re.compile(r"certificate verify failed|root certificate file|server certificate for .* does not match")
+_NO_TLS = re.compile(r"server does not support SSL")
 
-# As the codes of the server's own errors are to be told (SQLSTATE).
+# The same kinds, by the codes of the server's own errors (SQLSTATE).
 _CODES = {"28P01": _REFUSED, "28000": _REFUSED, "3D000": _UNKNOWN_DATABASE, "42704": _BAD_OPTION, "22023": _BAD_OPTION}
 _ADVICE = {
     _REFUSED: "the server refuses this user: check user and password, and pg_hba.conf on the server",
     _UNKNOWN_DATABASE: "the server has no such database: check the name at the end of the address, or create it",
     _BAD_OPTION: "an option has a value that is not understood: check the port and what follows the ? of the address",
+    _CERTIFICATE: "the server's TLS certificate does not verify: check the host name of the address, and that "
+    "sslrootcert names the certificate of the authority that has signed it",
+    _NO_TLS: "the server speaks no TLS, which sslmode demands: switch it on at the server, or check host and port",
 }
 
 
 def advice(said: str, code: str | None = None) -> str | None:
-    """Say what to check after a connection was refused, if it is a mistake that waiting does not mend.
+    """Say what to check after a refused connection, if waiting does not mend it.
 
     Args:
-        said: The text of the error; nothing of it is repeated.
-        code: Its SQLSTATE, where there is one.
+        said: The text of the error; the result contains no part of it.
+        code: Its SQLSTATE, if there is one.
 
     Returns:
         What is wrong and what to check; None if trying again may help.
@@ -37,3 +48,117 @@ def advice(said: str, code: str | None = None) -> str | None:
         kind = _CODES.get(code)
         return _ADVICE[kind] if kind is not None else None
     return next((text for kind, text in _ADVICE.items() if kind.search(said)), None)
+
+
+def address_hint(address: object) -> str | None:
+    """Say what is wrong with an address that a driver does not understand, or whose host it does not find.
+
+    Args:
+        address: The address as a URL; the result contains no part of it but its scheme, and the wrong character.
+
+    Returns:
+        What to write instead; None if it shows no mistake.
+    """
+    if not isinstance(address, str):
+        return None
+    scheme, mark, rest = address.partition("://")
+    if not mark:
+        return None
+    if _TWO_SCHEMES.fullmatch(scheme):
+        return f"{scheme}:// is how SQLAlchemy writes it, and for SqlalchemyManager. Write postgresql://"
+    account, mark, others = rest.partition("@")
+    raw = next((sign for sign in account if sign in "/#?[]"), None) if mark else None
+    if raw is None and "@" in re.split("[/#?]", others)[0]:
+        raw = "@"
+    if raw is None:
+        return None
+    return (
+        f"a {raw} stands as it is in the user or the password. Write %{ord(raw):02X} for it, as "
+        "urllib.parse.quote(password, safe='') does"
+    )
+
+
+_TWO_SCHEMES = re.compile(r"[a-z0-9]+\+[a-z0-9]+")
+
+# --- errors of a lease ---------------------------------------------------------------------
+
+READ_ONLY = "25006"  # a write in a transaction that is read only
+
+# Yields a row if the server itself takes no writes, as a standby or by its configuration. Settings of a lease, a
+# role or the address do not count.
+TAKES_NO_WRITES = """
+SELECT WHERE pg_catalog.pg_is_in_recovery() OR EXISTS (
+    SELECT FROM pg_catalog.pg_settings
+    WHERE name OPERATOR(pg_catalog.=) 'default_transaction_read_only' AND setting OPERATOR(pg_catalog.=) 'on'
+    AND source OPERATOR(pg_catalog.=) ANY (ARRAY['configuration file', 'command line'])
+)
+"""
+
+_VERDICTS: dict[str, Verdict] = {
+    "57P01": "discard",  # the administrator ends this session, or the server: then its siblings notice that too
+    "57P02": "expire",  # another session has crashed, and the server ends all
+    "57P03": "discard",
+    "57P05": "discard",  # idle for too long
+    "25P03": "discard",  # as above, within a transaction
+    "25P04": "discard",  # so is a transaction that took too long
+}
+
+
+def verdict(code: str | None) -> Verdict | None:
+    """Say what an error means for its connection.
+
+    Args:
+        code: Its SQLSTATE, if there is one. READ_ONLY alone means nothing, since a lease may have
+            asked for a transaction that is read only: TAKES_NO_WRITES tells.
+
+    Returns:
+        What `broken` returns; None if the connection is as good as before.
+    """
+    if code is None:
+        return None
+    return "discard" if code.startswith("08") else _VERDICTS.get(code)
+
+
+# --- poolers -------------------------------------------------------------------------------
+
+BACKEND_PID = "SELECT pg_catalog.pg_backend_pid()"
+# How often to ask two connections in turn for the process that serves them: see `shares_sessions`.
+ROUNDS = 3
+# For how long to ask, in seconds: a pooler without a session for the second connection makes it wait.
+LOOK_WITHIN = 2.0
+
+
+def shares_sessions(one: Collection[int], other: Collection[int]) -> bool:
+    """Say whether a pooler lends the server's sessions to its clients for one transaction or statement at a time.
+
+    A pooler gives each client a process number of its own, so a number that differs from BACKEND_PID shows that there
+    is a pooler. Its mode shows if two connections, open at the same time, ask in turn. In session mode each keeps its
+    own process. In the other modes both get the same process or, if others use the pooler too, each gets several.
+
+    Args:
+        one: The process numbers that one connection got.
+        other: Those that the other one got.
+
+    Returns:
+        True if so.
+    """
+    processes = set(one)
+    return len(processes) > 1 or not processes.isdisjoint(other)
+
+
+def warn_of_shared_sessions(manager: str, options: str) -> None:
+    """Log what the pool cannot promise behind a pooler in transaction mode.
+
+    Args:
+        manager: The name of the manager's class.
+        options: The options to recommend.
+    """
+    _logger.warning(
+        "%s: a pooler in transaction or statement mode, such as PgBouncer, is between the pool and PostgreSQL. What is "
+        "promised: a transaction is one lease's alone, and is rolled back if it is left open. What is not: SET, "
+        "SET ROLE, LISTEN, advisory locks, temporary tables and PREPARE may be seen by other leases, whatever `reset` "
+        "says, since each transaction may run in another session of the server. Write %s, and SET LOCAL within "
+        "transactions; or let the pooler work in session mode. See docs/pgbouncer.md",
+        manager,
+        options,
+    )

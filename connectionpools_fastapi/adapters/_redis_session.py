@@ -1,9 +1,9 @@
-"""What commands leave behind in a session of Redis; needs no driver."""
+"""Tracks what commands leave behind in a session of Redis; needs no driver."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
 
-# Commands that leave no trace in the session. Any other, also one that is not known here, means a reset.
+# Commands that leave no trace in the session. Any other command, even an unknown one, requires a reset.
 HARMLESS = frozenset(
     """
     ACL APPEND BGREWRITEAOF BGSAVE BITCOUNT BITFIELD BITFIELD_RO BITOP BITPOS BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH
@@ -34,7 +34,7 @@ HARMLESS = frozenset(
 )
 HARMLESS_MODULES = ("BF.", "CF.", "CMS.", "FT.", "JSON.", "TDIGEST.", "TOPK.", "TS.")
 
-# Not all that a command leaves behind does RESET undo: not, say, SCRIPT DEBUG nor, in Redis 7.0, CLIENT NO-EVICT.
+# RESET does not undo everything that these leave behind, as SCRIPT DEBUG or, in Redis 7.0, CLIENT NO-EVICT.
 LASTING = ("CLIENT", "HIMPORT", "PSYNC", "REPLCONF", "SCRIPT", "SYNC")
 NOT_LASTING = ("CLIENT CACHING", "CLIENT REPLY", "CLIENT SETNAME", "CLIENT TRACKING")
 
@@ -62,11 +62,11 @@ class Traces(Enum):
 
 @dataclass(frozen=True)
 class Session:
-    """What its user has made of a session that connecting had made.
+    """How commands have changed a session since connecting.
 
     Attributes:
-        traces: What is left of commands, but for transactions.
-        transaction: Whether one is watched for or open.
+        traces: What commands have left behind, apart from transactions.
+        transaction: Whether a transaction is prepared by WATCH, or open.
     """
 
     traces: Traces = Traces.NONE
@@ -74,17 +74,17 @@ class Session:
 
     @property
     def is_new(self) -> bool:
-        """Whether connecting would make the same."""
+        """Whether the session is as after connecting."""
         return self.traces is Traces.NONE and self.transaction is Transaction.NONE
 
     def after(self, *words: object) -> "Session":
-        """Say what it is after a command, of which the first two words are enough."""
+        """Return the session after a command, given at least its first two words."""
         # "CLIENT SETNAME" is one word or two.
         name, *rest = (
             " ".join(word.decode("latin-1") if isinstance(word, bytes) else str(word) for word in words).upper().split()
         )
         if name in TRANSACTIONS:
-            if self.transaction is Transaction.OPEN and name in {"WATCH", "UNWATCH"}:  # refused, or put off
+            if self.transaction is Transaction.OPEN and name in {"WATCH", "UNWATCH"}:  # refused or queued
                 return self
             return replace(self, transaction=TRANSACTIONS[name])
         both = " ".join((name, *rest[:1]))

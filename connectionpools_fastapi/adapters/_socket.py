@@ -1,17 +1,17 @@
-"""What the operating system knows of a connection that nobody uses, without asking the server; needs no driver."""
+"""Asks the operating system whether data has arrived at an idle connection; needs no driver."""
 
 import select
 import sys
 
 
 def has_news(fileno: int) -> bool:
-    """Say whether something has arrived that nobody has read, the end of the connection included.
+    """Whether unread data, or the end of the connection, has arrived.
 
     Args:
         fileno: The number of its socket.
 
     Returns:
-        True if so. Between two leases a server has nothing to say but that it goes.
+        True if so. Between two leases a server sends nothing, unless it closes the connection.
     """
     if sys.platform == "win32":
         return bool(select.select([fileno], [], [], 0)[0])

@@ -1,4 +1,4 @@
-"""What both managers for SQLite share: how a database is opened, checked, brought back and closed."""
+"""What both managers for SQLite share: how a database is opened, checked, reset and closed."""
 
 import inspect
 import os
@@ -8,22 +8,25 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
-from ..errors import PoolConfigError, own
+from connectionpools_fastapi import Verdict
 
-Reset = Literal["session", "transaction"]
+from ..errors import PoolConfigError, PoolError, own
+from ._options import Reset, check_reset
+from ._sqlite_lent import Session
+
 Location = str | os.PathLike[str]
 Pragmas = Mapping[str, str | int | None]
 Init = Callable[[sqlite3.Connection], object]
 
-# With WAL readers go on while somebody writes, and NORMAL is as safe there as FULL and spares a sync per commit.
+# With WAL, readers go on while another connection writes; there NORMAL is as safe as FULL and spares a sync per commit.
 PRAGMAS: Pragmas = {"journal_mode": "wal", "synchronous": "normal", "foreign_keys": "on"}
-# What a database that is only read has no use for, or cannot be told.
+# Settings that a database opened for reading does not need, or refuses.
 OF_WRITERS = frozenset({"journal_mode", "synchronous"})
 
-# What SQLite's authorizer is told of that changes a session; of PRAGMA only what has an argument.
+# Actions, as the authorizer sees them, that change a session; a PRAGMA only does with an argument.
 CHANGES = frozenset(
     {
         sqlite3.SQLITE_ATTACH,
@@ -36,57 +39,39 @@ CHANGES = frozenset(
         sqlite3.SQLITE_PRAGMA,
     }
 )
-# These have an argument, and yet change nothing or only what is in the file.
+# PRAGMAs with an argument that change nothing, or only the file.
 HARMLESS = frozenset(
     """application_id foreign_key_check foreign_key_list incremental_vacuum index_info index_list index_xinfo
     integrity_check optimize quick_check table_info table_list table_xinfo user_version wal_checkpoint""".split()  # noqa: SIM905 - so many strings is no easier to read
 )
 
-# Methods that change a session without SQL, nor can what they set be asked for.
-REGISTERING = """create_aggregate create_collation create_function create_window_function deserialize
-    enable_load_extension set_authorizer set_progress_handler set_trace_callback setconfig setlimit""".split()  # noqa: SIM905 - as above
 # In the order in which they are set: `autocommit` may begin a transaction, `isolation_level` may end one.
 ATTRIBUTES = ("row_factory", "text_factory", "isolation_level", "autocommit")
 
-# How long one that closes a connection waits for another one to have closed, and one that is to
-# switch to WAL for another one to have done so, in seconds.
+# What an error means for its connection, by kind; a lock, a constraint, a full disk or an interruption means nothing.
+VERDICTS: Mapping[int, Verdict] = {
+    sqlite3.SQLITE_CANTOPEN: "check",  # the log or another file beside it: the directory may be gone
+    sqlite3.SQLITE_CORRUPT: "discard",  # the file, or this connection's cache of it
+    sqlite3.SQLITE_IOERR: "discard",
+    sqlite3.SQLITE_NOTADB: "discard",
+}
+
+# How long an interrupted statement may take to end, in seconds.
+END_WITHIN = 1.0
+
+# How long closing waits for another connection that is being closed, how often a refused switch to
+# WAL is tried again, and how long SQLite waits for a lock, in seconds.
 CLOSE_WITHIN = 1.0
 RETRY_AFTER = 0.005
 CONNECT_WITHIN = 5.0
 
-# SQLite moves its log into the file when the last connection is closed, and two that are closed
-# at the same moment each take the other for the last: so one after the other, of whichever pool.
+# SQLite moves its log into the file when the last connection is closed, and of two that are closed at the
+# same moment each takes the other for the last. So connections are closed one by one, also of several pools.
 _closing = threading.Lock()
 
 
-class Session(sqlite3.Connection):
-    """A connection that knows what is to be known of it when it comes back."""
-
-    location: str
-    path: str  # as SQLite has found it, absolute; empty of what is in memory
-    file: tuple[int, int] | None
-    attributes: tuple[tuple[str, Any], ...]
-    # What a lease did that only a new connection undoes; always empty where nobody looks.
-    changes: set[str]
-
-
-def _noting(name: str) -> Callable[..., Any]:
-    method = getattr(sqlite3.Connection, name)
-
-    def note(self: Session, /, *args: Any, **kwargs: Any) -> Any:
-        self.changes.add(name)
-        return method(self, *args, **kwargs)
-
-    return note
-
-
-for _name in REGISTERING:
-    if hasattr(sqlite3.Connection, _name):  # some are younger than others, or were left out when Python was built
-        setattr(Session, _name, _noting(_name))
-
-
 class Database:
-    """One database, and how connections to it are to be; blocks, so all of it is for worker threads."""
+    """One database, and the settings of its connections; its methods block, so they are for worker threads."""
 
     def __init__(
         self,
@@ -98,14 +83,13 @@ class Database:
         init: Init | None,
         options: dict[str, Any],
     ) -> None:
-        """Take what a manager was given, and see that it makes sense.
+        """Take the arguments of a manager, and check them.
 
         Raises:
-            PoolConfigError: If it does not.
+            PoolConfigError: If one of them cannot work.
         """
         self._subject = subject
-        if reset not in {"session", "transaction"}:
-            raise PoolConfigError(f"{subject}: reset must be 'session' or 'transaction'; got {reset!r}")
+        check_reset(subject, reset)
         ours = {"check_same_thread", "database", "factory", "uri"} & options.keys()
         if ours:
             raise PoolConfigError(f"{subject}: {', '.join(sorted(ours))} cannot be set, since the manager does")
@@ -122,11 +106,11 @@ class Database:
         self._try_out()
 
     def _try_out(self) -> None:
-        # An option that there is not is TypeError here, rather than each time that somebody waits for a connection.
+        # An unknown option raises TypeError here, instead of each time that a caller waits for a connection.
         with closing(sqlite3.connect(":memory:", **self._options)) as conn:
             known = {name for (name,) in conn.execute("PRAGMA pragma_list")}
         unknown = sorted(name for name in self._pragmas if known and name.lower() not in known)
-        if unknown:  # of which SQLite says nothing
+        if unknown:  # SQLite ignores them without an error
             raise PoolConfigError(f"{self._subject}: this SQLite has no PRAGMA {', '.join(unknown)}")
 
     def locate(self, location: object) -> str:
@@ -136,7 +120,7 @@ class Database:
             PoolConfigError: If it cannot be shared by several connections, or is no path.
         """
         try:
-            text = os.fspath(location)  # type: ignore[call-overload] # it says itself what it does not take
+            text = os.fspath(location)  # type: ignore[call-overload] # it raises TypeError for other types
         except TypeError:
             text = None
         if not isinstance(text, str) or "\0" in text:
@@ -156,10 +140,11 @@ class Database:
         """Connect.
 
         Raises:
-            PoolConfigError: If the file is none that can be opened.
-            sqlite3.Error: As SQLite says, if waiting may help.
+            PoolConfigError: If the file cannot be opened as it is.
+            sqlite3.Error: SQLite's own error, if waiting may help.
         """
         conn = Session.__new__(Session)
+        conn.lock = threading.RLock()
         try:
             self._connect(conn, location)
         except BaseException:
@@ -169,12 +154,15 @@ class Database:
         return conn
 
     def _connect(self, conn: Session, location: str) -> None:
+        lock = conn.lock
         try:
-            # The very same object may be connected more than once, which takes away its attributes.
+            # A reset connects the same object again, which clears its attributes.
             sqlite3.Connection.__init__(
                 conn, location, uri=location.startswith("file:"), check_same_thread=False, **self._options
             )
             conn.location = location
+            conn.lock = lock
+            conn.unread = set()
             conn.changes = set()
             conn.path = conn.execute("PRAGMA database_list").fetchone()[2]
             self._set_pragmas(conn)
@@ -184,7 +172,7 @@ class Database:
                 raise self._mistake(advice) from None
             raise
         conn.file = _identify(conn.path)
-        for name, value in self._autocommit.items():  # not earlier: within a transaction no PRAGMA has an effect
+        for name, value in self._autocommit.items():  # only now: within a transaction PRAGMAs have no effect
             setattr(conn, name, value)
         if self._init is not None:
             self._init(conn)
@@ -192,6 +180,7 @@ class Database:
         conn.attributes = tuple((name, getattr(conn, name)) for name in ATTRIBUTES if hasattr(conn, name))
         changes: set[str] = set()
         conn.changes = changes
+        _start_afresh(conn)
         if self._watches:
             sqlite3.Connection.set_authorizer(conn, _watch(changes))
 
@@ -203,46 +192,61 @@ class Database:
                     conn.execute(f"PRAGMA {name} = {value}")
                     break
                 except sqlite3.OperationalError as error:
-                    # Of those that switch a new file to WAL at the same time SQLite refuses all but one at once.
+                    # If several connections switch a new file to WAL together, SQLite at once refuses all but one.
                     if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= patience:
                         raise
                     time.sleep(RETRY_AFTER)
 
     def check(self, conn: Session) -> bool:
         """Say whether a connection works, and its file is still the one under that name."""
-        conn.execute("SELECT 1")
-        return conn.file == _identify(conn.path)
+        with conn.lock:
+            conn.execute("SELECT 1")
+            return conn.file == _identify(conn.path)
 
-    def bring_back(self, conn: Session) -> None:
-        """Undo all that a lease has left, at the worst by connecting anew."""
-        if not conn.changes:
-            self.roll_back(conn)
-            if _is_quiet(conn):
-                for name, value in conn.attributes:
-                    setattr(conn, name, value)
-                return
-        conn.close()
-        self._connect(conn, conn.location)
-
-    @staticmethod
-    def roll_back(conn: Any) -> None:
-        """Undo a transaction."""
-        if conn.in_transaction:
-            conn.execute("ROLLBACK")  # not `rollback()`: it does nothing where `autocommit` is True
-            if getattr(conn, "autocommit", None) is False:
-                conn.autocommit = False  # begins the next one
+    def reset(self, conn: Session) -> bool:
+        """Undo what a lease has left, if need be by connecting anew; return whether rows were lost."""
+        lock = _take(conn)
+        try:
+            conn.close_unread()
+            is_loss = conn.has_uncommitted_rows
+            if self._watches and conn.changes:  # one of them may forbid a ROLLBACK
+                conn.close()
+                self._connect(conn, conn.location)
+            else:
+                _end_transaction(conn)
+                if self._watches:
+                    for name, value in conn.attributes:
+                        setattr(conn, name, value)
+        finally:
+            lock.release()
+        return is_loss
 
     def close(self, conn: Session) -> None:
-        """Close a connection, even if somebody still uses it."""
-        with suppress(sqlite3.Error):  # it is closed already
-            conn.interrupt()
-            conn.execute("SELECT 1")  # or what was not there to be interrupted is what comes next: moving the log
-        has_turn = _closing.acquire(timeout=CLOSE_WITHIN)
+        """Close a connection: interrupt the thread that still uses it, or else wait for it in the background."""
+        if conn.take(CLOSE_WITHIN):
+            self._close_taken(conn)
+        else:  # while a thread is within SQLite, the connection must not be closed
+            threading.Thread(
+                target=self._close_later, args=(conn,), name=f"{self._subject}: close", daemon=True
+            ).start()
+
+    def _close_later(self, conn: Session) -> None:
+        cast("Any", conn.lock).acquire()
+        self._close_taken(conn)
+
+    @staticmethod
+    def _close_taken(conn: Session) -> None:
+        has_turn = False
         try:
+            with suppress(sqlite3.Error):  # it is closed already
+                conn.close_unread()
+                conn.execute("SELECT 1")  # consumes a late interruption, which would else stop the moving of the log
+            has_turn = _closing.acquire(timeout=CLOSE_WITHIN)
             conn.close()
         finally:
             if has_turn:
                 _closing.release()
+            conn.lock.release()
 
     def _mistake(self, text: str) -> PoolConfigError:
         return own(PoolConfigError(f"{self._subject}: {text}"))
@@ -250,7 +254,7 @@ class Database:
 
 def _watch(changes: set[str]) -> Callable[[int, str | None, str | None, str | None, str | None], int]:
     def note(action: int, first: str | None, second: str | None, _database: str | None, _by: str | None) -> int:
-        # Called as a statement is compiled: once for those that sqlite3 keeps, which are most.
+        # Called when a statement is compiled: once for each that sqlite3 caches, as it does most.
         if action in CHANGES and (action != sqlite3.SQLITE_PRAGMA or (second is not None and first not in HARMLESS)):
             changes.add(str(first))
         return sqlite3.SQLITE_OK
@@ -258,14 +262,32 @@ def _watch(changes: set[str]) -> Callable[[int, str | None, str | None, str | No
     return note
 
 
-def _is_quiet(conn: Session) -> bool:
-    # A SELECT that was not read to its end is no transaction to SQLite, and yet goes on showing
-    # an old state. VACUUM looks for any statement under way before it looks at what it is given.
-    try:
-        conn.execute("VACUUM INTO 0")
-    except sqlite3.OperationalError as error:
-        return "filename" in str(error)
-    return False
+def judge(error: Exception) -> Verdict | None:
+    """Say what an error means for a connection that has met it."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)
+    if code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return "expire"  # the file was moved or deleted, for all connections to it
+    return VERDICTS.get(code & 0xFF)  # the low byte is the kind of error; the rest is detail
+
+
+def _end_transaction(conn: Session) -> None:
+    if conn.in_transaction:
+        conn.execute("ROLLBACK")  # not `rollback()`: it does nothing if `autocommit` is True
+        if getattr(conn, "autocommit", None) is False:
+            setattr(conn, "autocommit", False)  # noqa: B010 - begins the next one; Python 3.11 has no such attribute
+        _start_afresh(conn)
+
+
+def _start_afresh(conn: Session) -> None:
+    conn.note_state()
+    conn.committed_rows = conn.changed_rows  # even if a transaction has begun at once
+
+
+def _take(conn: Session) -> Any:
+    """Take a connection from a thread that may still use it, as after a cancelled request; return its lock."""
+    if not conn.take(END_WITHIN):
+        raise own(PoolError("a statement of the lease still runs, and cannot be interrupted"))
+    return conn.lock
 
 
 def _is_private(location: str) -> bool:
@@ -284,7 +306,7 @@ def _identify(path: str) -> tuple[int, int] | None:
 
 
 def _advice(error: sqlite3.Error, location: str) -> str | None:
-    """Say what to check if it is a mistake that waiting does not mend; the location is not repeated."""
+    """Say what to check if waiting does not mend the error; the text does not contain the location."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_NOTADB:
         return "the file is no SQLite database, or is encrypted. Check that it is the right one"

@@ -1,16 +1,19 @@
 """AiosqliteManager: connections of aiosqlite; needs the extra `aiosqlite`."""
 
 import asyncio
-import inspect
 import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
+from connectionpools_fastapi import Loan, Verdict
+
 from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager
-from ._sqlite import Database, Init, Location, Pragmas, Reset, Session
+from ._options import Reset, current
+from ._sqlite import Database, Init, Location, Pragmas, judge
+from ._sqlite_lent import Lent, Session
 
 try:
     import aiosqlite
@@ -24,22 +27,33 @@ except ImportError as _error:
     )
     raise ImportError(msg) from _error
 
-# How long what was interrupted may take to end, in seconds; and how often it is interrupted when closing.
+# A loan that belongs to no lease and never ends.
+FOR_GOOD = Loan("", cast("Any", None), None)
+
+# How long an interrupted statement may take to end, also when closing, and how often it is interrupted, in seconds.
 END_WITHIN = 1.0
 CLOSE_WITHIN = 2.0
 INTERRUPT_EVERY = 0.1
 
+LOST = "rows that were not committed were rolled back; end with `await conn.commit()`"
+
 
 class _Connection(aiosqlite.Connection):
-    """Knows whether its thread is still at work for somebody who has gone, and can end that."""
+    """Knows whether its thread still works for a lease that has ended, and can end that work.
+
+    Meanwhile the event loop calls only `interrupt` of the sqlite3 connection. For other calls sqlite3
+    may wait for SQLite's own lock while it holds the GIL, and the thread with that lock may wait for
+    the GIL, as to call a Python function: that would be a deadlock.
+    """
 
     def __init__(self, database: Database, iter_chunk_size: int) -> None:
         super().__init__(lambda: None, iter_chunk_size)  # type: ignore[arg-type,return-value] # `open` connects
         self._database = database
         self._session: Session | None = None
+        self.loan: Loan | None = None
         self._is_over = False
-        self.needs_rollback = True
-        # Each is changed by one thread only: by the one that asks, and by the one that answers.
+        self.lost = LOST
+        # Each is changed by one thread only: the first by the loop's, the second by the connection's.
         self._asked = 0
         self._answered = 0
 
@@ -50,16 +64,23 @@ class _Connection(aiosqlite.Connection):
         thread.start()
         try:
             self._connection = await self._ask(partial(self._open, location))
-        except BaseException as error:
-            closed = self._ask(self._close)  # what may be open by then
-            end = self._end_thread() or closed
-            if isinstance(error, Exception):
-                await asyncio.wait({end}, timeout=END_WITHIN)
+        except BaseException:
+            closed = self._ask(self._close)  # it may be open by then
+            await _outlast(self._end_thread() or closed, END_WITHIN)
             raise
 
-    def _open(self, location: str) -> Session:
+    def _open(self, location: str) -> sqlite3.Connection:
         self._session = self._database.open(location)
-        return self._session
+        return Lent(self._session, FOR_GOOD)  # for SQLAlchemy, which uses this object itself
+
+    @property
+    def session(self) -> Session:
+        """The connection of sqlite3.
+
+        Raises:
+            ValueError: aiosqlite's error, if it was closed.
+        """
+        return cast("Lent", self._conn).session
 
     def _close(self) -> None:
         if self._session is not None:
@@ -67,7 +88,7 @@ class _Connection(aiosqlite.Connection):
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything that was asked of the thread is not done yet."""
+        """Whether the thread has a call that is not done yet."""
         return self._asked != self._answered
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -80,39 +101,34 @@ class _Connection(aiosqlite.Connection):
                 self._answered += 1
 
         self._asked += 1
-        return await cast("Any", super())._execute(answer)
-
-    async def rollback(self) -> None:
-        """Roll back, unless it was done already for somebody above who does not know."""
-        if self.needs_rollback:
-            await super().rollback()
+        return await cast("Any", super())._execute(answer)  # noqa: SLF001 - aiosqlite's way to its thread
 
     async def on_session(self, act: Callable[[Session], Any]) -> Any:
-        """Have the thread do something with the connection, after all that it was asked before."""
-        return await self._execute(act, self._conn)
+        """Make the thread call a function with the connection, after all its earlier calls."""
+        return await self._execute(act, self.session)
 
     async def settle(self) -> bool:
-        """Interrupt what runs for somebody who has gone; say whether nothing does any more."""
+        """Interrupt the statement of a lease that has ended; return whether none runs any more."""
         return await self._interrupt_until(self._ask(lambda: None), END_WITHIN)
 
     async def shut(self) -> None:
-        """Interrupt what runs, skip what waits, close; what cannot be interrupted is left to itself."""
+        """Interrupt the running statement, skip waiting ones, close; do not wait for one that cannot be interrupted."""
         self._is_over = True
         if self._connection is None:  # it is closed already
             return
         closed = self._ask(self._close)
         self._connection = None
-        # Not only until it is closed: the thread would still have an answer for a loop that may be closed by then.
+        # Wait for the thread too: it would still answer to the loop, which may be closed by then.
         if await self._interrupt_until(self._end_thread() or closed, CLOSE_WITHIN):
             closed.result()
 
     def _ask(self, act: Callable[[], Any]) -> asyncio.Future[Any]:
         answer = asyncio.get_running_loop().create_future()
-        cast("Any", self)._tx.put_nowait((answer, act))
+        cast("Any", self)._tx.put_nowait((answer, act))  # noqa: SLF001 - as above
         return answer
 
     async def _interrupt_until(self, answer: asyncio.Future[Any], within: float) -> bool:
-        # Again and again: what has not begun is not interrupted, nor what waits for its turn.
+        # Repeatedly: an interruption does not affect a statement that has not begun, or waits for its turn.
         for _ in range(round(within / INTERRUPT_EVERY)):
             if self.is_busy and self._session is not None:
                 with suppress(sqlite3.Error):  # it is closed already
@@ -123,22 +139,79 @@ class _Connection(aiosqlite.Connection):
         return False
 
     def _end_thread(self) -> asyncio.Future[Any] | None:
-        end: Any = getattr(self, "stop", None) or cast("Any", self)._stop_running  # the latter before 0.22
+        end: Any = getattr(self, "stop", None) or cast("Any", self)._stop_running  # noqa: SLF001 - before 0.22
         answer: asyncio.Future[Any] | None = end()
         return answer
 
 
+async def _outlast(answer: asyncio.Future[Any], within: float) -> None:
+    """Wait for the thread's last answer through any cancellation: once this task has ended, the loop may be closed."""
+    clock = asyncio.get_running_loop().time
+    ends = clock() + within
+    while not answer.done() and clock() < ends:
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({answer}, timeout=ends - clock())
+
+
+class _Lent(aiosqlite.Connection):
+    """What a lease gets: a new object over the same sqlite3 connection, thread and queue."""
+
+    def __init__(self, connection: _Connection, loan: Loan) -> None:
+        # Not the base class's __init__, which would make a thread: `__getattr__` finds the existing one.
+        self._lent = connection
+        self._loan = loan
+        self._connection: sqlite3.Connection | None = Lent(connection.session, loan)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lent, name)
+
+    def __del__(self) -> None:
+        pass  # aiosqlite's would end the thread
+
+    __repr__ = object.__repr__  # before 0.22 the base class's was that of a thread
+
+    async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._loan.is_over:
+            self._loan.check()
+        return await self._lent._execute(fn, *args, **kwargs)  # noqa: SLF001 - as above
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction was open after the last call that has ended."""
+        self._loan.check()
+        return self._lent.session.has_transaction
+
+    @property
+    def total_changes(self) -> int:
+        """How many rows were changed until the last call that has ended."""
+        self._loan.check()
+        return self._lent.session.changed_rows
+
+    async def close(self) -> None:
+        """Close the connection itself, which the pool replaces."""
+        self._loan.check()
+        await self._lent.close()
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """Close the connection itself, and end its thread."""
+        self._loan.check()
+        return self._lent.stop()
+
+
 class AiosqliteManager(ResourceManager[aiosqlite.Connection]):
-    """Connects to SQLite by aiosqlite, and lets no lease see what an earlier one has left behind.
+    """Connects to SQLite by aiosqlite, and resets each connection between two leases.
 
-    What `reset` brings back and what `check` notices is as with `SqliteManager`, of which
-    this is the counterpart for `async def`; see there. Of what it costs, the way to the
-    connection's thread and back is the greater part: "session" goes it once for each
-    lease, "transaction" not at all where no transaction is open.
+    It is the counterpart of `SqliteManager` for `async def`: see there for what `reset` resets
+    and what `check` notices. Most of the cost is the way to the connection's thread and back:
+    "session" takes it once for each lease, "transaction" not at all if no transaction is open
+    and all rows were read.
 
-    A statement that still runs as a connection comes back, as after a cancelled `await`,
-    is interrupted, and what it did rolled back. One that cannot be interrupted within a
-    second, such as a function of Python's that blocks, costs the connection.
+    After its lease, the leased connection raises `NotLeased`, and so do its cursors and
+    iterators. A statement that still runs when a connection comes back, as after a cancelled
+    `await`, is interrupted and rolled back; one that waits for its turn is skipped. One that
+    cannot be interrupted within a second, such as a Python function that blocks, costs the
+    connection. While a statement runs, `in_transaction` and `total_changes` have their values
+    from before it.
 
     Example:
         ```python
@@ -164,25 +237,24 @@ class AiosqliteManager(ResourceManager[aiosqlite.Connection]):
         """Describe the connections; they are made later.
 
         Args:
-            database: The path of the file or a URI, as for `SqliteManager`. A callable,
-                plain or async, is asked anew for each connection; a plain one must not block.
-            reset: What a lease may not leave behind: anything of its "session", or only a
-                "transaction".
-            read_only: Whether to open the file only to read it; it is not made then. Where the
-                last connection to be closed is one that only reads, SQLite leaves its log beside
-                the file, for the next one that writes.
-            pragmas: What to set beside, or instead of, journal_mode "wal", synchronous
-                "normal" (neither where it is only read) and foreign_keys "on"; None leaves
-                one at SQLite's default.
-            init: Is given each new connection, the one of sqlite3 that is within, in the
-                thread that serves it: for `row_factory`, functions, a schema and whatever
-                else is to stay. What it writes is committed.
+            database: The path of the file or a URI, as for `SqliteManager`. A callable, plain or
+                async, is called for each connection; a plain one must not block.
+            reset: What to reset after a lease: its whole "session", or only its "transaction".
+            read_only: Whether to open the file only for reading; then it is not created. If the
+                last connection to be closed only reads, SQLite leaves its log beside the file,
+                for the next one that writes.
+            pragmas: Settings beside, or instead of, journal_mode "wal", synchronous "normal"
+                (neither if the file is only read) and foreign_keys "on"; None keeps SQLite's
+                default of one.
+            init: Called with the sqlite3 connection inside each new connection, in its thread:
+                for `row_factory`, functions, a schema and other lasting settings. What it
+                writes is committed.
             iter_chunk_size: How many rows `async for` fetches at once.
             **options: For `sqlite3.connect`, such as `isolation_level` or `detect_types`;
                 `timeout`, for which SQLite waits for a lock, is 5 seconds by default.
 
         Raises:
-            PoolConfigError: If one of them is not what it may be.
+            PoolConfigError: If one of them cannot work.
         """
         self._location = database
         self._chunk = iter_chunk_size
@@ -200,20 +272,18 @@ class AiosqliteManager(ResourceManager[aiosqlite.Connection]):
             The new connection.
 
         Raises:
-            PoolConfigError: If there is no such file or it is no database, or must not be
-                opened; or if the event loop is not asyncio's.
-            sqlite3.Error: As SQLite says, if waiting may help.
+            PoolConfigError: If there is no such file, or it is no database, or permissions
+                forbid opening it; or if the event loop is not asyncio's.
+            sqlite3.Error: SQLite's own error, if waiting may help.
         """
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             text = f"{type(self).__name__}: aiosqlite needs asyncio, and this is another event loop; use SqliteManager"
             raise own(PoolConfigError(text)) from None
-        location = self._location() if callable(self._location) else self._location
-        if inspect.isawaitable(location):
-            location = await location
+        location = self._database.locate(await current(self._location))
         connection = _Connection(self._database, self._chunk)
-        await connection.open(self._database.locate(location))
+        await connection.open(location)
         return connection
 
     async def check(self, resource: aiosqlite.Connection) -> bool:
@@ -223,31 +293,57 @@ class AiosqliteManager(ResourceManager[aiosqlite.Connection]):
             resource: The connection.
 
         Returns:
-            Whether it is. To raise says that it is not.
+            Whether both are so. An exception means no.
         """
         return bool(await cast("_Connection", resource).on_session(self._database.check))
 
+    def lend(self, resource: aiosqlite.Connection, loan: Loan) -> aiosqlite.Connection:
+        """Make the connection of one lease; it and its cursors raise after the lease.
+
+        Args:
+            resource: The connection.
+            loan: The lease.
+
+        Returns:
+            A connection over the same thread, which works while the lease goes on.
+        """
+        connection = cast("_Connection", resource)
+        connection.loan = loan
+        return _Lent(connection, loan)
+
+    def broken(self, resource: aiosqlite.Connection, error: Exception) -> Verdict | None:  # noqa: ARG002 - as the base
+        """Say what an error means for a connection; see `SqliteManager.broken`.
+
+        Args:
+            resource: The connection.
+            error: The error of a lease.
+
+        Returns:
+            What to do with the connection.
+        """
+        return judge(error)
+
     async def change(self, resource: aiosqlite.Connection) -> None:
-        """Reset a connection; the class says what that means.
+        """Reset a connection, as the class describes.
 
         Args:
             resource: The connection.
 
         Raises:
-            PoolError: If a statement still runs on it that cannot be interrupted.
-            ValueError: aiosqlite's, if it was closed.
+            PoolError: If a statement still runs on it and cannot be interrupted.
+            ValueError: aiosqlite's error, if it was closed.
             sqlite3.Error: If it cannot be reset.
         """
         connection = cast("_Connection", resource)
-        has_transaction = connection.in_transaction  # before anything else: it raises where nobody is there to answer
-        if connection.is_busy:
-            if not await connection.settle():
-                raise own(PoolError("a statement of the lease still runs, and cannot be interrupted"))
-            has_transaction = connection.in_transaction
-        if self._resets_session:
-            await connection.on_session(self._database.bring_back)
-        elif has_transaction:
-            await connection.on_session(self._database.roll_back)
+        loan, connection.loan = connection.loan, None
+        session = connection.session  # first of all: it raises if there is no thread
+        if connection.is_busy and not await connection.settle():
+            raise own(PoolError("a statement of the lease still runs, and cannot be interrupted"))
+        is_loss = False
+        if self._resets_session or session.has_transaction or session.unread:
+            is_loss = await connection.on_session(self._database.reset)
+        if is_loss and loan is not None and not loan.has_failed:
+            loan.warn(connection.lost)
 
     async def clean(self, resource: aiosqlite.Connection) -> None:
         """Close a connection; a statement that still runs on it is interrupted.

@@ -1,14 +1,29 @@
 """AsyncpgManager: connections of asyncpg to PostgreSQL; needs the extra `asyncpg`."""
 
+# ruff: noqa: SLF001 - only asyncpg's protocol tells what a reset has to know
+
 import asyncio
-import inspect
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
+from weakref import WeakSet
 
+from connectionpools_fastapi import Loan, Verdict
 from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
+from ._options import Reset, check_reset, current
+from ._postgres import (
+    BACKEND_PID,
+    LOOK_WITHIN,
+    READ_ONLY,
+    ROUNDS,
+    TAKES_NO_WRITES,
+    shares_sessions,
+    verdict,
+    warn_of_shared_sessions,
+)
 from ._socket import has_news
 
 try:
@@ -17,6 +32,8 @@ try:
 
     if not hasattr(asyncpg.Connection, "get_reset_query"):
         raise ImportError(f"asyncpg {asyncpg.__version__} is too old")
+    from ._asyncpg_connect import KNOWN, connect, instead, mistake
+    from ._asyncpg_connection import ROLLBACK, Leasable, leasable
 except ImportError as _error:
     msg = (
         "connectionpools_fastapi.adapters.asyncpg needs asyncpg 0.30 or newer: "
@@ -24,8 +41,8 @@ except ImportError as _error:
     )
     raise ImportError(msg) from _error
 
-# As DISCARD ALL, but for the prepared statements that asyncpg itself has made and counts on. Others
-# are looked for last of all, since that is the statement whose outcome asyncpg tells.
+# Like DISCARD ALL, but it keeps the prepared statements that asyncpg itself has made and relies on (PgBouncer gives
+# them other names). The search for other ones comes last, since asyncpg reports the outcome of the last statement.
 RESET = """
 SET SESSION AUTHORIZATION DEFAULT;
 RESET ALL;
@@ -34,38 +51,63 @@ UNLISTEN *;
 SELECT pg_catalog.pg_advisory_unlock_all();
 DISCARD TEMP;
 DISCARD SEQUENCES;
-SELECT FROM pg_catalog.pg_prepared_statement() WHERE pg_catalog.left(name, 10) OPERATOR(pg_catalog.<>) '__asyncpg_'
+SELECT FROM pg_catalog.pg_prepared_statement()
+WHERE pg_catalog.left(name, 10) OPERATOR(pg_catalog.<>) ALL (ARRAY['__asyncpg_', 'PGBOUNCER_'])
 """
 NONE_FOUND = "SELECT 0"
-ROLLBACK = "ROLLBACK;"  # as asyncpg writes it
 
 CONNECT_WITHIN = 5.0
 CLOSE_WITHIN = 2.0
+# How often, at most, all connections are retired because their server takes no writes, in seconds.
+RETIRE_EVERY = 1.0
+
+LEFT_OPEN = (
+    "a transaction is left open; it is rolled back, and what it has written is lost. Write `async with "
+    "conn.transaction():`, which commits, or commit it before the lease ends"
+)
+POOLED_OPTIONS = (
+    "reset='transaction', statement_cache_size=0 (and prepared_statement_cache_size=0 with SQLAlchemy) unless it is "
+    "PgBouncer 1.21 or newer with max_prepared_statements above 0"
+)
 
 Dsn = str | Callable[[], str | Awaitable[str]]
 
 
 class AsyncpgManager(ResourceManager[asyncpg.Connection]):
-    """Connects to PostgreSQL by asyncpg, and lets no lease see what an earlier one has left behind.
+    """Connects to PostgreSQL by asyncpg, and resets each connection between two leases.
 
-    Either `reset` rolls back a transaction that is still open (and reports it to the event
-    loop's exception handler, as asyncpg does) and takes away the listeners and loggers that
-    a lease has added. Beyond that:
+    Each lease gets its own connection object for the session. After the lease it raises
+    `NotLeased` and sends nothing, and so does everything made from it: a transaction, cursor,
+    prepared statement or coroutine that was kept.
 
-    - "session" brings back all that PostgreSQL keeps of a session, in the same round trip: role,
+    Either `reset` rolls back a transaction that is still open (the log names the lease's holder)
+    and removes the listeners and loggers that a lease has added. The two differ in the rest:
+
+    - "session" resets everything that PostgreSQL keeps of a session, in the same round trip: role,
       settings, temporary tables, advisory locks, LISTEN, cursors, sequences. `asyncpg.Pool`
       does less in as many: it leaves SET ROLE and temporary tables behind. Statements that
       asyncpg has prepared stay prepared, so that no lease has to prepare them again.
-    - "transaction" leaves these as they are, and makes no round trip where no transaction
-      is open: for applications none of whose leases changes its session.
+    - "transaction" leaves these as they are, and makes no round trip if no transaction is open.
+      Use it if no lease changes its session.
 
-    Not reset but destroyed is a connection that is busy, whose query was just cancelled (the
-    server is told to cancel it too), on which a lease has set type codecs, or has prepared
-    statements under names of its own.
+    A connection is destroyed instead of being reset if it is busy, if its query was just cancelled
+    (the server is told to cancel it too), or if a lease has set type codecs or has prepared
+    statements under its own names.
+
+    A server that was demoted keeps its connections open. If a write of a lease is refused because
+    its transaction is read only, the manager asks the server why: if it is a standby, or if its
+    configuration says so (`default_transaction_read_only`), all connections are replaced, at most
+    once a second. A lease may ask for a read-only transaction itself (`transaction(readonly=True)`,
+    SET TRANSACTION READ ONLY, its own `default_transaction_read_only`): that costs nothing.
+
+    Behind a pooler such as PgBouncer, see docs/pgbouncer.md.
 
     Example:
         ```python
-        db = ConnectionPool(AsyncpgManager("postgresql://user:password@host/database"), limit=10, name="db")
+        # A server that falls silent would otherwise keep each connection, and all that wait for one: no query of
+        # this application takes longer than a minute. One that does says so: conn.fetch(..., timeout=600).
+        postgres = AsyncpgManager("postgresql://user:password@host/database", command_timeout=60)
+        db = ConnectionPool(postgres, limit=10, name="db")
         ```
     """
 
@@ -73,36 +115,43 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         self,
         dsn: Dsn | None = None,
         *,
-        reset: Literal["session", "transaction"] = "session",
+        reset: Reset = "session",
         init: Callable[[asyncpg.Connection], Awaitable[object]] | None = None,
         **options: Any,
     ) -> None:
         """Describe the connections; they are made later.
 
         Args:
-            dsn: Where to connect to. A callable, plain or async, is asked anew for each
-                connection, since credentials may have been rotated; a plain one must not
-                block. None leaves it to `options` and to asyncpg's defaults.
-            reset: What a lease may not leave behind: anything of its "session", or only a
-                "transaction".
-            init: Is given each new connection, for type codecs and query loggers, which
-                stay. Settings go to `server_settings`: a reset takes back what `init` sets.
-            **options: For `asyncpg.connect`, such as `ssl`, `server_settings` or
-                `command_timeout`; `timeout`, for connecting, is 5 seconds by default.
+            dsn: Where to connect to. A callable, plain or async, is called for each connection,
+                since credentials may have been rotated; a plain one must not block. None
+                leaves it to `options` and to asyncpg's defaults.
+            reset: What to reset after a lease: its whole "session", or only its "transaction".
+            init: Called with each new connection, for type codecs and query loggers, which
+                stay. Settings go to `server_settings`: a reset undoes those that `init` makes.
+            **options: For `asyncpg.connect`, such as `ssl` or `server_settings`. `timeout`, for
+                connecting, is 5 seconds by default. `command_timeout`, for each query, has no
+                default, since a long query may be intended: set it, or a server that has
+                fallen silent keeps each connection for good.
 
         Raises:
-            PoolConfigError: If `reset` or an option is not one that there is.
+            PoolConfigError: If `reset` or an option is unknown.
         """
-        if reset not in {"session", "transaction"}:
-            raise PoolConfigError(f"AsyncpgManager: reset must be 'session' or 'transaction', got {reset!r}")
-        unknown = sorted(options.keys() - inspect.signature(asyncpg.connect).parameters)
+        check_reset("AsyncpgManager", reset)
+        unknown = sorted(options.keys() - KNOWN)
         if unknown:
-            raise PoolConfigError(f"AsyncpgManager: asyncpg.connect takes no {', '.join(unknown)}")
+            raise PoolConfigError(f"AsyncpgManager: asyncpg.connect takes no {', '.join(unknown)}{instead(unknown)}")
+        kind = options.get("connection_class", asyncpg.Connection)
+        if not (isinstance(kind, type) and issubclass(kind, asyncpg.Connection)):
+            raise PoolConfigError("AsyncpgManager: connection_class must be a subclass of asyncpg.Connection")
         self._dsn = dsn
         self._resets_session = reset == "session"
         self._init = init
         self._options = {"timeout": CONNECT_WITHIN, **options}
-        self._options["connection_class"] = _leasable(options.get("connection_class", asyncpg.Connection))
+        self._options["connection_class"] = leasable(kind)
+        self._connections: WeakSet[Leasable] = WeakSet()
+        self._has_looked_for_pooler = False
+        self._shares_sessions = False
+        self._may_retire_at = 0.0
 
     async def create(self) -> asyncpg.Connection:
         """Connect.
@@ -113,41 +162,77 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         Raises:
             PoolConfigError: If the DSN is malformed, the server refuses user or password or
                 has no such database, or the event loop is not asyncio's.
-            Exception: What asyncpg raises if the server is not reachable or not ready.
+            Exception: asyncpg's own error, if the server is not reachable or not ready.
         """
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            raise _mistake("asyncpg needs asyncio, and this is another event loop") from None
-        dsn = self._dsn() if callable(self._dsn) else self._dsn
-        if inspect.isawaitable(dsn):
-            dsn = await dsn
-        connection = await _connect(dsn, self._options)
+            raise mistake("asyncpg needs asyncio, and this is another event loop") from None
+        dsn = await current(self._dsn)
+        connection = await connect(dsn, self._options)
         try:
+            if not self._has_looked_for_pooler:
+                self._has_looked_for_pooler = True
+                await self._look_for_pooler(connection, dsn)
             if self._init is not None:
                 await self._init(connection)
         except BaseException:
             connection.terminate()
             raise
-        connection.remember()
+        connection.remember(self._connections)
         return connection
 
+    def lend(self, resource: asyncpg.Connection, loan: Loan) -> asyncpg.Connection:
+        """Make the connection that one lease gets, to the same session.
+
+        Args:
+            resource: The connection.
+            loan: The lease.
+
+        Returns:
+            A connection that raises `NotLeased` after the lease, like everything made from it.
+        """
+        connection: Any = resource  # a Leasable
+        return connection.lent_kind(connection, loan)
+
+    def broken(self, resource: asyncpg.Connection, error: Exception) -> Verdict | None:
+        """Say what an error means for its connection.
+
+        Args:
+            resource: The connection.
+            error: The error.
+
+        Returns:
+            "discard" if the server ends the session, "expire" if it ends all of them, or if a write
+            failed on a standby. None for other errors; after a write that failed in a read-only
+            transaction, `change` asks the server whether it takes writes at all.
+        """
+        connection: Any = resource
+        code = getattr(error, "sqlstate", None)
+        if code != READ_ONLY:
+            return verdict(code)
+        if getattr(connection.get_settings(), "in_hot_standby", "off") == "on" and self._may_retire():
+            return "expire"
+        connection.was_refused_write = True
+        return None
+
     async def check(self, resource: asyncpg.Connection) -> bool:
-        """See whether a connection is open, in one round trip unless it is known to be closed.
+        """Whether a connection is open; it takes one round trip unless the driver knows already.
 
         Args:
             resource: The connection.
 
         Returns:
-            Whether it is open. To raise says that it is not.
+            Whether it is open. An exception means no.
         """
-        if resource.is_closed():
+        connection: Any = resource
+        if connection.is_closed() or connection.is_outdated:
             return False
-        await resource.execute("SELECT")
+        await connection._protocol.query("SELECT", None)  # tracing does not show this query
         return True
 
     def doubtful(self, resource: asyncpg.Connection) -> bool:
-        """Say whether a connection was closed, as far as it is known here: no round trip.
+        """Whether a connection was closed, as far as this end knows, without a round trip.
 
         Args:
             resource: The connection.
@@ -155,38 +240,84 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         Returns:
             Whether it has to be checked before it is used.
         """
-        return resource.is_closed() or has_news(resource._transport.get_extra_info("socket").fileno())
+        connection: Any = resource
+        if connection.is_outdated or connection.is_closed():
+            return True
+        return has_news(connection._transport.get_extra_info("socket").fileno())
 
     async def change(self, resource: asyncpg.Connection) -> None:
-        """Reset a connection; the class says what that means.
+        """Reset a connection, as the class describes.
 
         Args:
             resource: The connection.
 
         Raises:
             PoolError: If it cannot be reset.
-            Exception: What asyncpg raises if it is lost meanwhile.
+            Exception: asyncpg's own error, if the connection is lost meanwhile.
         """
-        connection: Any = resource  # one that `_leasable` describes
+        connection: Any = resource
+        lent = connection.take_back()
         if connection.is_closed():
             raise own(PoolError("the connection is closed"))
         if connection.has_new_codecs:
-            raise _mistake("a lease has set type codecs; set them in init")
-        # Where a query is sent anyhow, to send it is the cheapest way to learn whether another one runs.
-        is_busy = connection._protocol._is_cancelling() if self._resets_session else await _is_busy(connection)
+            raise mistake("a lease has set type codecs; set them in init")
+        if lent is not None and lent._protocol.is_copying:
+            raise _busy()
+        protocol = connection._protocol
+        # If a query is sent anyway, sending it is the cheapest way to learn whether another one runs.
+        is_busy = protocol._is_cancelling() if self._resets_session else await _is_busy(connection)
         if is_busy:
             raise _busy()
         script = RESET if self._resets_session else ""
-        connection.recall()
-        if connection.has_transaction:
-            connection.forget_transaction()
+        if protocol.is_in_transaction():
+            if lent is not None and connection.reports_transactions:
+                lent.warn_if_forgotten(LEFT_OPEN)
             script = f"{ROLLBACK}{script}"
         try:
-            left = await connection.execute(script) if script else ""
+            left = await protocol.query(script, None) if script else ""
         except asyncpg.InterfaceError:
             raise _busy() from None
-        if self._resets_session and left != NONE_FOUND:
+        if self._resets_session and left != NONE_FOUND and not self._shares_sessions:
             raise own(PoolError("a lease has left prepared statements of its own; DEALLOCATE them"))
+        if connection.was_refused_write:
+            await self._look_for_failover(connection)
+
+    async def _look_for_failover(self, connection: Any) -> None:
+        """Retire all connections if the server itself, not only a lease, refuses writes."""
+        connection.was_refused_write = False
+        if await connection._protocol.query(TAKES_NO_WRITES, None) == "SELECT 0":
+            return
+        if self._may_retire():
+            for each in self._connections:
+                each.is_outdated = True
+        raise own(PoolError("the server takes no writes, as after a failover"))
+
+    def _may_retire(self) -> bool:
+        """Whether to retire all connections now; it limits reconnecting to a server that never takes writes."""
+        now = time.monotonic()
+        if now < self._may_retire_at:
+            return False
+        self._may_retire_at = now + RETIRE_EVERY
+        return True
+
+    async def _look_for_pooler(self, connection: Any, dsn: str | None) -> None:
+        """Warn if a pooler gives each transaction another session of the server."""
+        with suppress(Exception):  # a failure here must not prevent the connection
+            pid = connection.get_server_pid()
+            if (
+                await connection._protocol.query(f"SELECT WHERE ({BACKEND_PID}) OPERATOR(pg_catalog.<>) {pid}", None)
+                == NONE_FOUND
+            ):
+                return
+            async with asyncio.timeout(LOOK_WITHIN):
+                other = await connect(dsn, self._options)
+                try:
+                    pids = [(await _backend_pid(connection), await _backend_pid(other)) for _ in range(ROUNDS)]
+                finally:
+                    other.terminate()
+            self._shares_sessions = shares_sessions(*zip(*pids, strict=True))
+        if self._shares_sessions:
+            warn_of_shared_sessions("AsyncpgManager", POOLED_OPTIONS)
 
     async def clean(self, resource: asyncpg.Connection) -> None:
         """Close a connection, by force after two seconds.
@@ -194,49 +325,37 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         Args:
             resource: The connection.
         """
+        connection: Any = resource
+        connection.lent = None
         try:
-            # A query that still runs is cancelled first, or it would go on without anybody.
+            # asyncpg cancels a running query first, which would else go on at the server.
             with suppress(Exception):
                 async with asyncio.timeout(CLOSE_WITHIN):
-                    await resource.close()
+                    await connection.close()
         finally:
-            resource._transport.abort()  # which asyncpg before 0.32 does not do itself
-
-
-async def _connect(dsn: str | None, options: dict[str, Any]) -> Any:
-    try:
-        return await asyncpg.connect(dsn, **options)
-    except (ValueError, OverflowError):  # their text may hold what is secret
-        text = (
-            "the DSN or an option is malformed. Write postgresql://user:password@host:port/database, "
-            "with percent-encoding where the password has special characters"
-        )
-    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InsufficientPrivilegeError) as error:
-        text = f"the server refuses user or password ({_kind(error)}). Check them, and the server's pg_hba.conf"
-    except asyncpg.InvalidCatalogNameError as error:
-        text = f"the server has no such database ({_kind(error)}). Check its name, or create it"
-    except (asyncpg.UndefinedObjectError, asyncpg.InvalidParameterValueError) as error:
-        text = f"the server does not take a setting ({_kind(error)}). Check server_settings and the DSN"
-    raise _mistake(text)
-
-
-def _kind(error: Exception) -> str:
-    return type(error).__name__
+            connection._transport.abort()  # asyncpg before 0.32 does not do this itself
 
 
 def _busy() -> PoolError:
     return own(PoolError("the connection is busy: its query still runs or was just cancelled"))
 
 
-def _mistake(text: str) -> PoolConfigError:
-    return own(PoolConfigError(f"AsyncpgManager: {text}"))
+async def _backend_pid(connection: Any) -> int:
+    """Ask for the number of the server's process; by COPY, since other queries need a prepared statement."""
+    told: list[bytes] = []
+
+    async def sink(data: bytes) -> None:
+        told.append(data)
+
+    await connection._protocol.copy_out(f"COPY ({BACKEND_PID}) TO STDOUT", sink, None)
+    return int(b"".join(told))
 
 
 async def _is_busy(connection: Any) -> bool:
     """Whether a query runs or is being cancelled; without a round trip.
 
-    The driver has no word for it, but refuses to close a statement that is in use, which
-    it says only after it has seen that the connection is not busy.
+    asyncpg has no method for it, but refuses to close a statement that is in use, and it
+    checks first that the connection is not busy.
     """
     protocol = connection._protocol
     if protocol._is_cancelling():
@@ -250,62 +369,3 @@ async def _is_busy(connection: Any) -> bool:
     except asyncpg.InterfaceError:
         pass
     return True
-
-
-class _Leasable(asyncpg.Connection):  # type: ignore[misc] # untyped
-    """Remembers what it was like before its first lease."""
-
-    _top_xact: Any
-    has_new_codecs = False
-    # Of those who begin a transaction unasked it is no news that one is open at the end.
-    reports_transactions = True
-    # Nor do they learn at once that the reset has ended it.
-    needs_rollback = True
-
-    def remember(self) -> None:
-        self._remembered = (set(self._query_loggers), set(self._termination_listeners))
-        self.has_new_codecs = False
-
-    @property
-    def has_transaction(self) -> bool:
-        """Whether one is open, or the driver believes so."""
-        return self._top_xact is not None or bool(self.is_in_transaction())
-
-    def recall(self) -> None:
-        self._listeners.clear()
-        self._log_listeners.clear()
-        loggers, listeners = self._remembered
-        self._query_loggers.clear()
-        self._query_loggers.update(loggers)
-        self._termination_listeners.clear()
-        self._termination_listeners.update(listeners)
-
-    def forget_transaction(self) -> None:
-        """Have the driver believe no longer in one that is about to be rolled back."""
-        is_left = self._top_xact is None or not self._top_xact._managed  # or who has begun it will end it
-        if is_left and self.reports_transactions:
-            message = f"AsyncpgManager: a lease has left a transaction open; it is rolled back: {self!r}"
-            self._loop.call_exception_handler({"message": message})
-        self._top_xact = None
-
-    async def execute(self, query: str, *args: Any, **options: Any) -> Any:
-        if query == ROLLBACK and not self.needs_rollback and not self.is_in_transaction():
-            return ""
-        return await super().execute(query, *args, **options)
-
-    async def set_type_codec(self, *args: Any, **options: Any) -> None:
-        self.has_new_codecs = True
-        await super().set_type_codec(*args, **options)
-
-    async def reset_type_codec(self, *args: Any, **options: Any) -> None:
-        self.has_new_codecs = True
-        await super().reset_type_codec(*args, **options)
-
-    async def set_builtin_type_codec(self, *args: Any, **options: Any) -> None:
-        self.has_new_codecs = True
-        await super().set_builtin_type_codec(*args, **options)
-
-
-def _leasable(kind: type[asyncpg.Connection]) -> type[asyncpg.Connection]:
-    """Derive a kind of connection that can be reset."""
-    return type(kind.__name__, (_Leasable, kind), {})

@@ -1,14 +1,16 @@
 """SmtpManager: connections of aiosmtplib to a mail server; needs the extra `smtp`."""
 
 import asyncio
-import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import unquote, urlsplit
+
+from connectionpools_fastapi import Loan
 
 from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager
+from ._options import check_address, current
 from ._socket import has_news
 
 try:
@@ -26,36 +28,72 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "smtp+starttls": {"start_tls": True},
     "smtps": {"use_tls": True},
 }
-# Commands that leave nothing behind but a mail that was begun.
+# Commands that leave nothing behind but an unfinished mail.
 HARMLESS = frozenset({b"MAIL", b"RCPT", b"RSET", b"NOOP", b"VRFY", b"EXPN", b"HELP"})
 OK = 250
+NOT_NOW = 400
+CLOSING = 421
 FOR_GOOD = 500
 
 
-class _Noted(SMTP):
-    """A client that takes note of what its user makes of the session."""
+class _TrackedConnection(SMTP):
+    """A client that notes changes of its session, and raises after its lease."""
 
-    has_begun: bool = False  # a mail
-    is_touched: bool = False  # in a way that RSET does not undo
+    loan: Loan | None = None
+    lent: "_TrackedConnection | None" = None  # the client of the current lease
+    has_begun: bool = False  # whether a mail was begun
+    was_refused: bool = False  # whether the server refused a part of it
+    is_touched: bool = False  # changed in a way that RSET does not undo
     running: int = 0  # commands that wait for their reply
 
+    def lend(self, loan: Loan) -> "_TrackedConnection":
+        """Make a client of the same connection, with its own settings."""
+        self.lent = lent = _TrackedConnection.__new__(_TrackedConnection)
+        vars(lent).update(vars(self), loan=loan, lent=None)
+        return lent
+
+    def take_back(self) -> "_TrackedConnection":
+        """Take the connection over from the lease's client; returns that client."""
+        lent, self.lent = self.lent, None
+        if lent is None:
+            return self
+        self.protocol, self.transport, self.running = lent.protocol, lent.transport, lent.running
+        lent.protocol = lent.transport = None
+        return lent
+
+    async def connect(self, **options: Any) -> SMTPResponse:
+        self._check()
+        response = await super().connect(**options)
+        self.is_touched = True
+        if self.loan is not None and self.loan.is_over:  # it has ended meanwhile
+            self.close()
+        return response
+
     async def execute_command(self, *args: bytes, **options: Any) -> SMTPResponse:
+        self._check()
         word = args[0].split(maxsplit=1)[0].upper()
-        self.has_begun = self.has_begun or word == b"MAIL"
         self.is_touched = self.is_touched or word not in HARMLESS
         response = await self._exchange(super().execute_command(*args, **options))
-        if word == b"RSET" and response.code == OK:
-            self.has_begun = False
+        if response.code >= NOT_NOW:
+            self.was_refused = True
+        elif word in {b"MAIL", b"RSET"}:
+            self.has_begun, self.was_refused = word == b"MAIL", False
         return response
 
     async def data(self, *args: Any, **options: Any) -> SMTPResponse:
+        self._check()
         response = await self._exchange(super().data(*args, **options))
         self.has_begun = False
         return response
 
     async def starttls(self, *args: Any, **options: Any) -> SMTPResponse:
+        self._check()
         self.is_touched = True
         return await self._exchange(super().starttls(*args, **options))
+
+    def _check(self) -> None:
+        if self.loan is not None:
+            self.loan.check()
 
     async def _exchange(self, reply: Awaitable[SMTPResponse]) -> SMTPResponse:
         self.running += 1
@@ -64,8 +102,11 @@ class _Noted(SMTP):
         except BaseException as error:
             was_answered = isinstance(error, SMTPResponseException) and error.code > 0
             was_sent = not isinstance(error, (SMTPNotSupported, ValueError))
-            if was_sent and not was_answered:  # what comes late would be taken for the reply to the next command
+            if was_sent and not was_answered:  # a late reply would be taken for that to the next command
                 self.close()
+            self.was_refused = True
+            if self.loan is not None:
+                self.loan.note(error)
             raise
         finally:
             self.running -= 1
@@ -74,16 +115,20 @@ class _Noted(SMTP):
 class SmtpManager(ResourceManager[SMTP]):
     """Leases an `aiosmtplib.SMTP` that is connected, has said hello and is logged in.
 
-    What a lease leaves behind, the next one does not see: a mail that was begun and not
-    sent is taken back with RSET, one round trip; where none was begun, giving back costs
-    none. Destroyed is a connection on which the user logged in, said hello or turned on
-    TLS, since that cannot be undone, or that was still in use or closed as it comes back.
+    The manager resets a connection between two leases: RSET takes back a mail that was begun and
+    not sent, in one round trip, and the log warns of it; without one, giving back costs no round
+    trip. Each lease gets its own client with its own settings. After the lease that client raises
+    `NotLeased` and sends nothing.
 
-    A command that is cancelled or runs out of time closes its connection: aiosmtplib would
-    take the late reply for that to the next command, and a mail for sent that was not.
+    A connection is destroyed if a lease has logged in, said hello or turned on TLS on it, since
+    that cannot be undone; if it is still in use or closed when it comes back; or if the server has
+    announced that it closes it (421).
 
-    Servers close what is idle (often after five minutes) and what has sent too much; so give
-    the pool a `max_idle` below that, and a `max_uses`.
+    A command that is cancelled or times out closes its connection: aiosmtplib would take the late
+    reply for that to the next command, and might report an unsent mail as sent.
+
+    Servers close connections that are idle (often after five minutes) or have sent too much. So
+    give the pool a `max_idle` below that, and a `max_uses`.
 
     Example:
         ```python
@@ -100,18 +145,17 @@ class SmtpManager(ResourceManager[SMTP]):
         """Say where the server is.
 
         Args:
-            url: As in `smtp://user:password@host:25`, `smtp+starttls://...` or `smtps://...`;
-                plain `smtp` turns on TLS where the server offers it. Or what returns it, plain
-                or async, and is asked at each `create`: for credentials that change.
+            url: As in `smtp://user:password@host:25`, `smtp+starttls://...` or `smtps://...`; plain
+                `smtp` turns on TLS if the server offers it. A callable that returns it, plain or
+                async, is called at each `create`: for credentials that change.
             connect_timeout: How long to wait for the connection and its greeting, in seconds.
-            **options: What `aiosmtplib.SMTP` takes, as `timeout=10` (60 s if not given), `start_tls=False`,
+            **options: For `aiosmtplib.SMTP`, as `timeout=10` (60 s if not given), `start_tls=False`,
                 `local_hostname` or `tls_context`.
 
         Raises:
-            PoolConfigError: If `url` is not what it may be.
+            PoolConfigError: If `url` is neither a str nor a callable.
         """
-        if not (isinstance(url, str) or callable(url)):
-            raise PoolConfigError(f"SmtpManager: url must be a str or a callable; got {type(url).__name__}")
+        check_address("SmtpManager", "url", url)
         self._url = url
         self._connect_timeout = connect_timeout
         self._options = options
@@ -125,10 +169,9 @@ class SmtpManager(ResourceManager[SMTP]):
         Raises:
             PoolConfigError: If the URL cannot be read, or the server refuses the user or the
                 password, or does not offer the TLS or the login that is asked for.
-            SMTPException: aiosmtplib's, if the server cannot be reached or does not serve yet.
+            SMTPException: aiosmtplib's own error, if the server cannot be reached or does not serve yet.
         """
-        url: Any = self._url() if callable(self._url) else self._url
-        client = _client(await url if inspect.isawaitable(url) else url, self._options)
+        client = _client(await current(self._url), self._options)
         try:
             await client.connect(timeout=self._connect_timeout)
             if client.is_ehlo_or_helo_needed:
@@ -144,20 +187,20 @@ class SmtpManager(ResourceManager[SMTP]):
         return client
 
     async def check(self, resource: SMTP) -> bool:
-        """Look whether the connection is known to be closed, else send NOOP: one round trip.
+        """Send NOOP, one round trip, unless the driver knows that the connection is closed.
 
         Args:
             resource: A free client.
 
         Returns:
-            Whether it is of use.
+            Whether it can be used.
         """
         if not resource.is_connected:
             return False
         return (await resource.noop()).code == OK
 
     def doubtful(self, resource: SMTP) -> bool:
-        """Say whether a connection was closed, as far as it is known here: no round trip.
+        """Whether a connection was closed, as far as this end knows, without a round trip.
 
         Args:
             resource: The client.
@@ -167,49 +210,77 @@ class SmtpManager(ResourceManager[SMTP]):
         """
         return not resource.is_connected or has_news(resource.get_transport_info("socket").fileno())
 
+    def lend(self, resource: SMTP, loan: Loan) -> SMTP:
+        """Make a client of the same connection, with its own settings.
+
+        Args:
+            resource: The client.
+            loan: The lease.
+
+        Returns:
+            A client that raises `NotLeased` after the lease.
+        """
+        return _noted(resource).lend(loan)
+
+    def broken(self, resource: SMTP, error: Exception) -> Literal["discard"] | None:  # noqa: ARG002
+        """Say whether an error shows that the server closes the connection.
+
+        Args:
+            resource: The client.
+            error: The error.
+
+        Returns:
+            "discard" if so.
+        """
+        return "discard" if isinstance(error, SMTPResponseException) and error.code == CLOSING else None
+
     async def change(self, resource: SMTP) -> None:
-        """Take back a mail that was begun, by RSET; no round trip where there is none.
+        """Take back a mail that was begun, by RSET; no round trip if there is none.
 
         Args:
             resource: A client that was given back.
 
         Raises:
-            PoolError: If the connection cannot be used again; it says why.
-            SMTPException: aiosmtplib's, if RSET fails.
+            PoolError: If the connection cannot be used again; the text says why.
+            SMTPException: aiosmtplib's own error, if RSET fails.
         """
-        client = _noted(resource)
-        if not client.is_connected:
+        lent = _noted(resource).take_back()
+        if not resource.is_connected:
             raise own(PoolError("the connection was lost"))
-        if client.running:
+        if lent.running:
             raise own(PoolError("the connection was still in use"))
-        if client.is_touched:
+        if lent.is_touched:
             raise own(PoolError("the session was changed in a way that RSET does not undo"))
-        if client.has_begun:
-            await client.rset()
+        if lent.has_begun:
+            if lent.loan is not None and not (lent.loan.has_failed or lent.was_refused):
+                lent.loan.warn("a mail was begun with MAIL and not sent; end it with data(), or use send_message()")
+            await resource.rset()
 
     async def clean(self, resource: SMTP) -> None:
-        """Say QUIT, for a second at most, and close.
+        """Send QUIT, wait a second at most, and close.
 
         Args:
             resource: Any client, connected or not.
         """
-        transport = resource.transport
+        client = _noted(resource)
+        client.take_back()
+        transport = client.transport
         try:
-            if resource.is_connected and not _noted(resource).running:
+            if client.is_connected and not client.running:
                 with suppress(OSError, SMTPException):  # TimeoutError is one
                     async with asyncio.timeout(CLOSE_TIMEOUT):
-                        await resource.quit()
+                        await client.quit()
         finally:
-            resource.close()
+            client.close()
             if isinstance(transport, asyncio.WriteTransport):
                 transport.abort()
 
 
-def _noted(client: SMTP) -> _Noted:
-    return cast("_Noted", client)
+def _noted(client: SMTP) -> _TrackedConnection:
+    return cast("_TrackedConnection", client)
 
 
-def _client(url: object, options: dict[str, Any]) -> _Noted:
+def _client(url: object, options: dict[str, Any]) -> _TrackedConnection:
     try:
         parts = urlsplit(cast("str", url))
         if not parts.hostname or parts.path.strip("/") or parts.query or parts.fragment:
@@ -223,7 +294,7 @@ def _client(url: object, options: dict[str, Any]) -> _Noted:
             "this is no URL of a mail server; write smtp://user:password@host:25, smtp+starttls://... or smtps://..."
         ) from None
     try:
-        return _Noted(**{**found, **options})
+        return _TrackedConnection(**{**found, **options})
     except (TypeError, ValueError):
         names = ", ".join(sorted(options))
         raise _refused(f"aiosmtplib does not take these options together: {names} and what is in the URL") from None
@@ -236,5 +307,5 @@ def _refused(problem: str) -> PoolConfigError:
 async def _say_hello(client: SMTP) -> None:
     try:
         await client.ehlo()
-    except SMTPHeloError:  # it is an old one
+    except SMTPHeloError:  # an old server
         await client.helo()

@@ -4,35 +4,45 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any, cast
 
+from connectionpools_fastapi import Loan, Verdict
+
 from ..manager import ResourceManager
-from ._sqlite import Database, Init, Location, Pragmas, Reset, Session
+from ._options import Reset
+from ._sqlite import Database, Init, Location, Pragmas, judge
+from ._sqlite_lent import Lent, Session
 
 
 class SqliteManager(ResourceManager[sqlite3.Connection]):
-    """Connects to SQLite by sqlite3, and lets no lease see what an earlier one has left behind.
+    """Connects to SQLite by sqlite3, and resets each connection between two leases.
 
-    Its hooks are `def`, so that a pool of it belongs to no event loop. A connection may be
-    used from any thread, but by one at a time, as a lease is. Either `reset` rolls back a
-    transaction that is still open. Beyond that:
+    Its hooks are `def`, so that its pool belongs to no event loop. Any thread may use a
+    connection, but only one at a time. After its lease, the leased connection raises
+    `NotLeased`, or sqlite3's own error for a closed object, and so do its cursors, blobs and
+    iterators. A statement that still runs in another thread then is interrupted; one that
+    cannot be interrupted within a second, such as a Python function that blocks, costs the
+    connection. `backup` takes a leased connection as its target only if its source is leased too.
 
-    - "session" brings back everything: PRAGMA, ATTACH, temporary tables, a SELECT that was
-      not read to its end (it would go on showing an old state), `row_factory`,
+    Either `reset` rolls back a transaction that is still open, with a warning if it has
+    changed rows, and ends a SELECT that was not read to its end (it would go on showing an
+    old state). The two differ in the rest:
+
+    - "session" resets everything: PRAGMA, ATTACH, temporary tables, `row_factory`,
       `text_factory`, `isolation_level` and `autocommit`, functions, collations, handlers, an
-      authorizer, limits. It costs some microseconds where a lease has left none of these
-      but the attributes, and else a new connection behind the same object, since SQLite
-      cannot say what a setting was before. The manager notices by an authorizer of its own,
-      which makes compiling a statement for the first time a little slower.
-    - "transaction" leaves these as they are, and does nothing where no transaction is open:
-      for applications none of whose leases changes its session.
+      authorizer, limits. It costs some microseconds if a lease has changed at most the
+      attributes; else it costs a new connection, since SQLite cannot tell the former value of
+      a setting. The manager notices changes by an authorizer of its own, which makes the
+      first compilation of a statement a little slower.
+    - "transaction" leaves these as they are, and asks SQLite for nothing if no transaction is
+      open. Use it if no lease changes its session.
 
-    What neither takes back: `last_insert_rowid()`, `changes()` and `total_changes`, rows
-    that a lease writes into temporary tables that `init` has made, and what is written to
-    the file, as PRAGMA `user_version` is.
+    Neither resets `last_insert_rowid()`, `changes()` and `total_changes`, rows that a lease
+    writes into temporary tables of `init`, and what is written to the file, as PRAGMA
+    `user_version` is.
 
-    `check` also notices that the file was replaced or deleted, so that nobody goes on for
-    long with one that has no name any more. To replace the file of an open database is
-    dangerous all the same: SQLite takes the log of the old one for a log of the new one.
-    Do it while no connection is open, as after `drain`.
+    `check` also notices that the file was replaced or deleted, so that callers do not use the
+    old file for long. Replacing the file of an open database is dangerous all the same: SQLite
+    takes the old file's log for the new one's. Do it while no connection is open, as after
+    `drain`.
 
     Example:
         ```python
@@ -57,31 +67,29 @@ class SqliteManager(ResourceManager[sqlite3.Connection]):
         """Describe the connections; they are made later.
 
         Args:
-            database: The path of the file, which is made if there is none, or a URI as
-                "file:app.db?mode=rw", which does not make it. A callable is asked anew for
-                each connection. Connections to ":memory:" would have a database each, so it
-                is refused; they share "file:/app?vfs=memdb" as long as one is open.
-            reset: What a lease may not leave behind: anything of its "session", or only a
-                "transaction".
-            read_only: Whether to open the file only to read it; it is not made then. Where the
-                last connection to be closed is one that only reads, SQLite leaves its log beside
-                the file, for the next one that writes.
-            pragmas: What to set beside, or instead of, journal_mode "wal", synchronous
-                "normal" (neither where it is only read) and foreign_keys "on"; None leaves
-                one at SQLite's default.
-            init: Is given each new connection, for `row_factory`, functions, a schema and
-                whatever else is to stay. What it writes is committed.
+            database: The path of the file, which is created if it does not exist, or a URI as
+                "file:app.db?mode=rw", which does not create it. A callable is called for each
+                connection. ":memory:" is refused, since each connection would have its own
+                database; they share "file:/app?vfs=memdb" while one of them is open.
+            reset: What to reset after a lease: its whole "session", or only its "transaction".
+            read_only: Whether to open the file only for reading; then it is not created. If the
+                last connection to be closed only reads, SQLite leaves its log beside the file,
+                for the next one that writes.
+            pragmas: Settings beside, or instead of, journal_mode "wal", synchronous "normal"
+                (neither if the file is only read) and foreign_keys "on"; None keeps SQLite's
+                default of one.
+            init: Called with each new connection, for `row_factory`, functions, a schema and
+                other lasting settings. What it writes is committed.
             **options: For `sqlite3.connect`, such as `isolation_level` or `detect_types`;
                 `timeout`, for which SQLite waits for a lock, is 5 seconds by default.
 
         Raises:
-            PoolConfigError: If one of them is not what it may be.
+            PoolConfigError: If one of them cannot work.
         """
         self._location = database
         self._database = Database(
             type(self).__name__, reset=reset, read_only=read_only, pragmas=pragmas, init=init, options=options
         )
-        self._change = self._database.bring_back if reset == "session" else self._database.roll_back
         if not callable(database):
             self._database.locate(database)
 
@@ -92,9 +100,9 @@ class SqliteManager(ResourceManager[sqlite3.Connection]):
             The new connection.
 
         Raises:
-            PoolConfigError: If there is no such file or it is no database, or must not be
-                opened.
-            sqlite3.Error: As SQLite says, if waiting may help.
+            PoolConfigError: If there is no such file, or it is no database, or permissions
+                forbid opening it.
+            sqlite3.Error: SQLite's own error, if waiting may help.
         """
         location = self._location() if callable(self._location) else self._location
         return self._database.open(self._database.locate(location))
@@ -106,20 +114,52 @@ class SqliteManager(ResourceManager[sqlite3.Connection]):
             resource: The connection.
 
         Returns:
-            Whether it is. To raise says that it is not.
+            Whether both are so. An exception means no.
         """
         return self._database.check(cast("Session", resource))
 
+    def lend(self, resource: sqlite3.Connection, loan: Loan) -> sqlite3.Connection:
+        """Make the connection of one lease; it and its cursors raise after the lease.
+
+        Args:
+            resource: The connection.
+            loan: The lease.
+
+        Returns:
+            A connection that passes each call to the pool's, while the lease goes on.
+        """
+        session: Any = resource
+        session.loan = loan
+        return Lent(session, loan)
+
+    def broken(self, resource: sqlite3.Connection, error: Exception) -> Verdict | None:  # noqa: ARG002 - as the base
+        """Say what an error means for a connection.
+
+        Args:
+            resource: The connection.
+            error: The error of a lease.
+
+        Returns:
+            "expire" if its file was moved or deleted; "discard" after an error of input or
+            output, or of a file that is damaged or no database; "check" if a file beside it
+            cannot be opened; None after any other error, such as a lock or a constraint.
+        """
+        return judge(error)
+
     def change(self, resource: sqlite3.Connection) -> None:
-        """Reset a connection; the class says what that means.
+        """Reset a connection, as the class describes.
 
         Args:
             resource: The connection.
 
         Raises:
+            PoolError: If a statement still runs on it and cannot be interrupted.
             sqlite3.Error: If it was closed, or cannot be reset.
         """
-        self._change(cast("Session", resource))
+        session: Any = resource
+        loan, session.loan = session.loan, None
+        if self._database.reset(session) and loan is not None and not loan.has_failed:
+            loan.warn("rows that were not committed were rolled back; end with `conn.commit()`, or use `with conn:`")
 
     def clean(self, resource: sqlite3.Connection) -> None:
         """Close a connection; a statement that still runs on it is interrupted.

@@ -14,7 +14,7 @@ router = APIRouter()
 
 @router.websocket("/live")
 async def live(websocket: WebSocket, feed: LiveFeed) -> None:
-    """Send each click to the page. It holds no lease: whoever counted the click has told it already."""
+    """Send each click to the page. It holds no lease: the task that counts a click puts it into the feed."""
     if not _is_own_page(websocket):
         raise WebSocketException(status.WS_1008_POLICY_VIOLATION)
     # Listening before accepting: a page that is told it is connected misses nothing.

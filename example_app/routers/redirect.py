@@ -15,7 +15,7 @@ from example_app.pools import Database, Databases
 from example_app.store import StoreAwayError
 
 UNKNOWN = Path(__file__).parent.parent / "static" / "unknown.html"
-# Nobody waits for a click to be counted, so it may queue for longer than a request.
+# No client waits for a click to be counted, so this lease may queue for longer than a request.
 PATIENCE = 20.0
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ async def follow(
 
     target = await cache.target(code, look_up)
     if target is None:
-        if "text/html" in accept:  # somebody with a browser
+        if "text/html" in accept:  # a browser
             return FileResponse(UNKNOWN, status_code=404)
         raise HTTPException(404, "There is no link with this code.")
     background.add_task(count_click, database, feed, code, _host_of(referer))
@@ -69,7 +69,7 @@ async def count_click(database: Database, feed: Feed, code: str, referrer: str) 
 
 
 def _host_of(referer: str) -> str:
-    """Of where a click came from keep the host only: the rest is nobody's business."""
+    """Return only the host of the page that a click came from: the rest is private."""
     try:
         return (urlsplit(referer).hostname or "direct")[:253]
     except ValueError:

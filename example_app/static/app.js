@@ -76,7 +76,7 @@ function showError(id, message) {
 }
 
 function say(message) {
-  $("said").textContent = message; // for those who do not see the page
+  $("said").textContent = message; // for screen readers
 }
 
 // --- copy ---

@@ -1,0 +1,1 @@
+"""What FastAPI and Starlette see."""

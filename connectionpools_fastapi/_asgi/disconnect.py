@@ -1,0 +1,185 @@
+"""DisconnectWatcher: reads what a client sends, and notices when it goes away while its request waits."""
+
+import asyncio
+import contextvars
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import anyio
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive
+
+from .._core.slot import T
+from .._core.waiter import Waiter
+from .._runtime.current import in_trio
+from .._runtime.request_context import REQUEST
+from ..lease import Lease
+
+DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
+
+
+class ClientGone(ClientDisconnect):
+    """The client went away while its request waited for a resource."""
+
+
+class DisconnectWatcher:
+    """Stands between a server's `receive` and the application, which gets each message, in order.
+
+    Once a request has waited for a moment, a separate task reads ahead while it waits. The end of
+    the wait does not cancel a read under way: the application gets its message. A cancelled
+    `receive` may lose a message, as that of Starlette's BaseHTTPMiddleware does.
+    """
+
+    __slots__ = (
+        *("_ahead", "_arrived", "_context", "_is_answered", "_is_reading_ahead", "_readers", "_receive"),
+        *("_request_complete", "_served", "_stop", "_task", "_waits", "_watched", "disconnected"),
+    )
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._readers = 0  # how many calls of the server's `receive` are under way
+        self._is_reading_ahead = False  # a task does so, or is about to begin
+        self._stop: Callable[[], object] | None = None  # cancels that task, while it runs
+        self._arrived: anyio.Event | None = None  # made where the application waits for that task
+        self._ahead: deque[Message] = deque()
+        self._watched: dict[object, Callable[[Exception], None]] = {}  # each waiter, with the function that removes it
+        self._served: tuple[Callable[[Exception], None], ...] = ()  # the same for waiters that got a lease
+        self._is_answered = False  # whether the response has begun
+        self._request_complete = False  # the body is complete, so that only a disconnect can come
+        self._waits = 0  # how many the request has, watched or not
+        self._context: contextvars.Context | None = (
+            None  # of one of these waits; not kept longer, since it refers to the request
+        )
+        self.disconnected = False  # as far as known
+
+    async def receive(self) -> Message:
+        """Return the application's next message."""
+        while self._stop is not None and not self._ahead:
+            if self._arrived is None:
+                self._arrived = anyio.Event()
+            await self._arrived.wait()
+        return self._ahead.popleft() if self._ahead else await self._read()
+
+    async def wait_for(self, lease: Lease[T], owner: object) -> T:
+        """Wait until a lease begins for its owner, for as long as the client is there.
+
+        Raises:
+            ClientGone: If the client goes away, or has gone.
+            PoolError: What acquiring raises.
+        """
+        if self.disconnected:
+            raise ClientGone
+        self._context = contextvars.copy_context()
+        self._waits += 1
+        try:
+            resource = await lease.enter(owner=owner, client=self)
+        finally:
+            self._waits -= 1
+            if not self._waits:
+                self._context = None
+        if self.disconnected:  # just as the lease was granted
+            lease.release_nowait()
+            raise ClientGone
+        return resource
+
+    def watch(self, waiter: Waiter[Any], leave: Callable[[Exception], None]) -> None:
+        """Remove a waiter from its queue when the client goes away."""
+        if waiter.waits:
+            self._watched[waiter] = leave
+            if self.disconnected:
+                leave(ClientGone())
+            elif not self._is_reading_ahead:
+                context = self._context
+                assert context is not None  # noqa: S101 - it waits
+                self._read_on(context)
+
+    def watch_use(self, user: object, leave: Callable[[Exception], None], context: contextvars.Context) -> None:
+        """Call `leave` when the client goes away, unless `unwatch_use` comes first; read in `context` meanwhile."""
+        self._watched[user] = leave
+        if self.disconnected:
+            leave(ClientGone())
+        elif not self._is_reading_ahead:
+            self._read_on(context)
+
+    def unwatch_use(self, user: object) -> None:
+        """Note that a use has ended."""
+        self._watched.pop(user, None)
+
+    def unwatch(self, waiter: Waiter[Any]) -> None:
+        """Note that a waiter waits no more; if it got a lease, its pool learns of a client that leaves meanwhile."""
+        leave = self._watched.pop(waiter, None)
+        if leave is not None and waiter.slot is not None and not self._is_answered:
+            self._served += (leave,)
+
+    def begin_response(self) -> None:
+        """Note that the response has begun: a client that leaves from now on was served."""
+        self._is_answered = True
+        self._served = ()
+
+    def close(self) -> None:
+        """Stop reading: the request is over."""
+        if self._stop is not None:
+            self._stop()
+
+    def _read_on(self, context: contextvars.Context) -> None:
+        self._is_reading_ahead = True
+        context.run(REQUEST.set, None)  # a server that keeps its `receive` must not keep the request alive
+        if in_trio():
+            import trio  # noqa: PLC0415 - trio is not a dependency
+
+            trio.lowlevel.spawn_system_task(self._read_ahead_in_trio, context=context)
+        else:  # stored, since asyncio itself keeps only weak references
+            self._task = asyncio.create_task(self._read_ahead(), context=context)
+
+    async def _read_ahead_in_trio(self) -> None:
+        with anyio.CancelScope() as scope:
+            await self._read_while_watched(scope.cancel)
+
+    async def _read_ahead(self) -> None:
+        # Not by a cancel scope: that would cost as much as all else here, for each request that waits for a while.
+        await self._read_while_watched(self._task.cancel)
+
+    async def _read_while_watched(self, stop: Callable[[], object]) -> None:
+        self._stop = stop
+        try:
+            with suppress(Exception):  # the application gets its own error when it reads
+                # Once the application reads, it sees the disconnect itself.
+                # A longer body is not read ahead: that would lift the client's backpressure.
+                while self._watched and not self._readers and (not self._ahead or _completes_request(self._ahead[-1])):
+                    was_complete = self._request_complete
+                    self._ahead.append(await self._read())
+                    self._tell_application()
+                    if was_complete or not self._request_complete:
+                        break
+        finally:
+            self._is_reading_ahead = False
+            self._stop = None
+            self._tell_application()
+
+    def _tell_application(self) -> None:
+        arrived, self._arrived = self._arrived, None
+        if arrived is not None:
+            arrived.set()
+
+    async def _read(self) -> Message:
+        self._readers += 1
+        try:
+            message = await self._receive()
+        finally:
+            self._readers -= 1
+        if message["type"] in DISCONNECTS:
+            self.disconnected = True
+            for leave in (*self._watched.values(), *self._served):
+                leave(ClientGone())
+            self._served = ()
+        self._request_complete = _completes_request(message)
+        return message
+
+
+def _completes_request(message: Message) -> bool:
+    """Whether only a disconnect can follow, or messages of a WebSocket after it is accepted."""
+    return message["type"] == "websocket.connect" or (
+        message["type"] == "http.request" and not message.get("more_body")
+    )

@@ -1,0 +1,186 @@
+"""Endpoints: the answers at /pool/health, /pool/metrics and /pool/leases."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Literal
+
+from starlette.requests import HTTPConnection
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from .._core.policy import LONGEST, check_seconds
+from .._monitoring.health import PoolHealth, Verdict, examine_all, worst
+from .._monitoring.merge import longest, merge_health
+from .._monitoring.metrics import Stats, plain_stats, render, stats_of
+from .._monitoring.workers import Workers
+from ..errors import PoolConfigError
+from ..stats import Observable
+from .authorization import Authorization, Authorize
+from .pools import RESERVED, checked_pools, started_pools
+from .responses import HEADERS, health_response
+
+Details = Literal["never", "authorized", "always"]
+
+
+class Endpoints:
+    """Answers for an application's pools; the options are those of `PoolMiddleware`."""
+
+    def __init__(
+        self,
+        *,
+        pools: Iterable[Observable],
+        optional: Iterable[Observable],
+        prefix: str,
+        details: Details | None,
+        authorize: Authorize | None,
+        probe_max_age: float,
+        probe_timeout: float,
+        service: str | None,
+    ) -> None:
+        """Check the options.
+
+        Raises:
+            PoolConfigError: If two pools have one name, or an option cannot work.
+        """
+        if not isinstance(prefix, str) or not prefix.startswith("/") or prefix.endswith("/") or "{" in prefix:
+            msg = f'prefix={prefix!r} must be a path such as "/pool": it begins with "/" and does not end with one'
+            raise PoolConfigError(msg)
+        if details is None:
+            details = "never" if authorize is None else "authorized"
+        if details not in ("never", "authorized", "always"):
+            msg = f'details={details!r} is unknown; write details="never", "authorized" or "always"'
+            raise PoolConfigError(msg)
+        if details == "authorized" and authorize is None:
+            msg = 'details="authorized" needs authorize=..., which says whether a request may see them'
+            raise PoolConfigError(msg)
+        check_finite = partial(check_seconds, "PoolMiddleware", longest=LONGEST)
+        check_finite("probe_max_age", probe_max_age, hint="as probe_max_age=2.0")
+        check_finite("probe_timeout", probe_timeout, hint="as probe_timeout=2.0", positive=True)
+        write = "app.add_middleware(PoolMiddleware, pools=[db], optional=[cache])"
+        needed, spare = checked_pools(pools, write), checked_pools(optional, write)
+        self.prefix = prefix
+        self._optional = frozenset(pool.name for pool in spare)
+        self._pools = checked_pools((*needed, *spare), write)
+        self._details = details
+        self._authorization = None if authorize is None else Authorization(authorize, probe_timeout)
+        self._exact = ("health", "metrics") if authorize is None else ("health", "metrics", "leases")
+        self._probe = {"max_age": probe_max_age, "timeout": probe_timeout}
+        self._scope: Scope = {}
+        self._workers = Workers(service, self._tell)
+
+    async def join_workers(self, scope: Scope) -> None:
+        """Answer for the other workers of the service as well, and for this one when they ask."""
+        self._scope = scope
+        await self._workers.join()
+
+    def leave_workers(self) -> None:
+        """Answer for this process alone."""
+        self._workers.leave()
+
+    def paths(self, scope: Scope) -> list[str]:
+        """Return the paths of all endpoints."""
+        names = (*RESERVED, *(pool.name for pool in self._all_pools(scope)))
+        return [f"{self.prefix}/{own}" for own in (*self._exact, *(f"health/{name}" for name in names))]
+
+    def own_path(self, scope: Scope) -> str | None:
+        """Return the path below the prefix if a request is for one of these endpoints."""
+        path = _route_path(scope)
+        if not path.startswith(self.prefix + "/"):
+            return None
+        path = path[len(self.prefix) + 1 :].removesuffix("/")
+        return path if path in self._exact or path.removeprefix("health/") not in ("", path) else None
+
+    async def answer(self, scope: Scope, path: str) -> Response:
+        """Return the response to a request for the endpoint at a path below the prefix."""
+        if scope["method"] not in ("GET", "HEAD"):
+            return Response(status_code=405, headers={"Allow": "GET, HEAD", **HEADERS})
+        pools = self._all_pools(scope)
+        if path == "metrics":
+            accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
+            body, content_type = render(pools, accept.decode("latin-1"), await self._stats_of_all(pools))
+            response = Response(body, headers={"Content-Type": content_type, "Vary": "Accept", **HEADERS})
+        elif path == "leases":
+            response = await self._leases(scope, pools)
+        else:
+            response = await self._health(scope, pools, path.removeprefix("health").removeprefix("/"))
+        if scope["method"] == "HEAD":
+            response.body = b""  # the content length stays that of GET
+        return response
+
+    async def _health(self, scope: Scope, pools: list[Observable], which: str) -> Response:
+        if which == "live":
+            return health_response("pass", {})
+        if which == "ready":
+            return health_response((await self._own_health(pools, details=False))["status"], {})
+        chosen = pools if which == "" else [pool for pool in pools if pool.name == which]
+        if not chosen and which:
+            return JSONResponse({"detail": "no pool of this name"}, status_code=404, headers=HEADERS)
+        details = await self._is_authorized(scope) if self._details == "authorized" else self._details == "always"
+        found = await self._own_health(chosen, details=details)
+        if self._workers.number is not None:
+            question = {"path": "health", "which": which, "details": details}
+            found = merge_health(await self._ask(question, found))
+        found = found["pools"][which] if which else found
+        return health_response(found.pop("status"), found)
+
+    async def _own_health(self, pools: list[Observable], *, details: bool) -> dict[str, Any]:
+        found = await examine_all(pools, **self._probe)
+        each = {health.stats.name: health.as_dict(details=details) for health in found}
+        return {"pools": each, "status": worst(map(self._weighed, found))}
+
+    async def _stats_of_all(self, pools: list[Observable]) -> dict[int, list[Stats]] | None:
+        if self._workers.number is None:
+            return None
+        answers = await self._ask({"path": "metrics"}, plain_stats(pools))
+        return {number: [*map(stats_of, answer)] for number, answer in answers.items() if answer is not None}
+
+    async def _leases(self, scope: Scope, pools: list[Observable]) -> Response:
+        if not await self._is_authorized(scope):
+            return JSONResponse({"detail": "not authorized"}, status_code=403, headers=HEADERS)
+        leases = _own_leases(pools)
+        if self._workers.number is not None:
+            answers = await self._ask({"path": "leases"}, leases)
+            leases = longest({number: answer for number, answer in answers.items() if answer is not None})
+        return JSONResponse({"leases": leases}, headers=HEADERS)
+
+    async def _ask(self, question: dict[str, Any], own: Any) -> dict[int, Any]:
+        """Return the answers of all workers to a question, this one's included, by their numbers."""
+        assert self._workers.number is not None  # noqa: S101 - the callers have seen it
+        others = await self._workers.ask(question, self._probe["timeout"] + 1.0)
+        return dict(sorted({**others, self._workers.number: own}.items()))
+
+    async def _tell(self, question: dict[str, Any]) -> Any:
+        """Answer a question of another worker about this one."""
+        pools = self._all_pools(self._scope)
+        if question["path"] == "metrics":
+            return plain_stats(pools)
+        if question["path"] == "leases":
+            return _own_leases(pools)
+        chosen = [pool for pool in pools if question["which"] in ("", pool.name)]
+        return await self._own_health(chosen, details=question["details"])
+
+    def _weighed(self, health: PoolHealth) -> Verdict:
+        """Return a pool's verdict as it counts for the application."""
+        return "warn" if health.verdict == "fail" and health.stats.name in self._optional else health.verdict
+
+    async def _is_authorized(self, scope: Scope) -> bool:
+        return self._authorization is not None and await self._authorization.allows(HTTPConnection(scope))
+
+    def _all_pools(self, scope: Scope) -> list[Observable]:
+        return list({pool.name: pool for pool in (*started_pools(scope), *self._pools)}.values())
+
+
+def _own_leases(pools: list[Observable]) -> list[dict[str, Any]]:
+    leases = [
+        {"pool": pool.name, "holder": holder.name, "age": holder.age}
+        for pool in pools
+        for holder in pool.holders() or ()
+    ]
+    return sorted(leases, key=lambda lease: -lease["age"])
+
+
+def _route_path(scope: Scope) -> str:
+    """Return the path below `root_path`; a proxy may have stripped whole segments already."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    return path[len(root) :] if root and path.startswith(root + "/") else path

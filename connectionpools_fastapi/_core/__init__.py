@@ -1,0 +1,1 @@
+"""The decisions: pure, without lock, clock, await, thread or logging."""

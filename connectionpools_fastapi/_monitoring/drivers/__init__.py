@@ -1,0 +1,1 @@
+"""Drivers' own pools, one driver a file."""

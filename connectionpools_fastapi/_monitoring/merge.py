@@ -1,0 +1,67 @@
+"""Merge: the answers of all workers about health and leases as one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .health import MOST_HOLDERS, Verdict
+
+COUNTS = ("limit", "free", "taken", "creating", "waiting")
+HANGS = "the worker does not answer"
+
+# The answer of each worker by its number; None for one that hangs.
+Answers = Mapping[int, dict[str, Any] | None]
+
+
+def merge_health(answers: Answers) -> dict[str, Any]:
+    """Return the health of a service from that of its workers: it fails only if all workers fail.
+
+    Args:
+        answers: What each worker says of itself, with its `pools` by name.
+
+    Returns:
+        The same for the service, and the status of each worker.
+    """
+    alive = {number: answer for number, answer in answers.items() if answer is not None}
+    names = dict.fromkeys(name for answer in alive.values() for name in answer["pools"])
+    each = {name: merge_pool({number: answer["pools"].get(name) for number, answer in alive.items()}) for name in names}
+    statuses: list[Verdict] = ["fail" if answer is None else answer["status"] for answer in answers.values()]
+    workers = {
+        str(number): {"status": "fail", "reason": HANGS} if answer is None else {"status": answer["status"]}
+        for number, answer in answers.items()
+    }
+    return {"pools": each, "workers": workers, "status": verdict_of(statuses)}
+
+
+def merge_pool(answers: Answers) -> dict[str, Any]:
+    """Return the health of one pool in all workers; those that do not have it are left out."""
+    found = {number: answer for number, answer in answers.items() if answer is not None}
+    first = next(iter(found.values()))
+    merged: dict[str, Any] = {"status": verdict_of([answer["status"] for answer in found.values()])}
+    for count in COUNTS:
+        numbers = [answer[count] for answer in found.values()]
+        merged[count] = None if None in numbers else sum(numbers)
+    if "reason" in first:  # with details
+        merged["reason"] = "; ".join(
+            f"worker {number}: {answer['reason']}" for number, answer in found.items() if answer["reason"]
+        )
+        states = {answer["pool"] for answer in found.values()}
+        merged["pool"] = ", ".join(sorted(states))
+        merged["retry_after"] = min(
+            (answer["retry_after"] for answer in found.values() if answer["retry_after"] is not None), default=None
+        )
+        merged["holders"] = longest(
+            {number: answer["holders"] for number, answer in found.items() if answer["holders"] is not None}
+        )[:MOST_HOLDERS]
+    return merged
+
+
+def longest(leases: Mapping[int, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the leases of all workers, the longest first, each with its worker."""
+    every = [{**lease, "worker": number} for number, held in leases.items() for lease in held]
+    return sorted(every, key=lambda lease: -lease["age"])
+
+
+def verdict_of(statuses: list[Verdict]) -> Verdict:
+    """Return "fail" if all fail, "pass" if all pass, else "warn"."""
+    found = set(statuses)
+    return found.pop() if len(found) == 1 else "warn"

@@ -1,0 +1,1 @@
+"""Carries decisions out: locks, loops, waiters, hooks, timers."""

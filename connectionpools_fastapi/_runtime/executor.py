@@ -1,0 +1,470 @@
+"""Executor: applies the decisions of the state under the lock, and runs their effects after it.
+
+It runs the pool's own tasks (create, check, change, clean), which no caller's
+cancellation reaches, and the one timer for the next deadline.
+"""
+
+import ctypes
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from threading import get_ident
+from typing import Any, Generic, TypeVar, TypeVarTuple
+from weakref import ReferenceType, WeakMethod, WeakSet
+
+from .._core.backoff import MISTAKES
+from .._core.effects import CHANGE, WAKE, Effect, Status
+from .._core.held_leases import LeaseSnapshot
+from .._core.overload import OverloadSnapshot
+from .._core.slot import NEVER, Creation, Slot, T
+from .._core.state import PoolState
+from .._core.waiter import Waiter
+from ..errors import PoolConfigError, WrongEventLoop, own, where
+from .caller import current_task
+from .holders import acquired_at, describe_held, most_held, seconds
+from .hooks import Hooks
+from .listeners import Listeners
+from .log import logger
+from .loop import Loop, Timer
+from .on_asyncio import PrivateLoop
+from .waiters import TaskWaiter
+
+R = TypeVar("R")
+Args = TypeVarTuple("Args")
+
+# The decision about a hook's result, to be applied with the current time; and the call of the hook.
+Outcome = Callable[[float], None]
+Job = Callable[[Any], Coroutine[Any, Any, Outcome]]
+
+# How long a collected lease may still be given back, in seconds.
+GRACE = 1.0
+
+# All executors, so that a forked child finds them.
+_EXECUTORS: WeakSet["Executor[Any]"] = WeakSet()
+
+
+class Executor(Generic[T]):
+    """Applies decisions under the lock, runs their effects after it, and keeps the timer."""
+
+    def __init__(
+        self, state: PoolState[T], hooks: Hooks[T], clock: Callable[[], float], forked: WeakMethod[Callable[[], None]]
+    ) -> None:
+        self._state = state
+        self._hooks = hooks
+        self._clock = clock
+        self._forked = forked  # called in a forked child, after the state is renewed
+        self.listeners: Listeners = Listeners(state.policy.name, hooks.failures)
+        self.loop: Loop | None = None
+        # Slots whose use a client or a cancellation has cut off, while they are changed; each operation is atomic.
+        self.cut_off: set[Slot[T]] = set()
+        # Protects the state (but for its fast path), `loop` and `_due`. Under the lock the executor only
+        # decides: it does not await, call back, log or wake. The garbage collector may run anywhere, so it may
+        # end an abandoned caller in the middle of a decision. That caller's thread has the lock already: it
+        # gets it again, sees that a decision is being made, and its own decision is postponed.
+        self._lock = threading.RLock()
+        self._decider: int | None = None  # the thread that is making a decision
+        # The threads that decide while they run an effect: the outer loop then runs the new effects, one by one.
+        self._carriers: set[int] = set()
+        self._due = NEVER  # when the timer will ring
+        self._timer: Timer | None = None
+        self._lost: deque[ReferenceType[Any]] = deque()
+        _EXECUTORS.add(self)
+        self._jobs: dict[Effect, Job] = {
+            Effect.CREATE: self._create,
+            Effect.CHECK: self._check,
+            Effect.CHANGE: self._change,
+            Effect.CLEAN: self._clean,
+        }
+
+    def apply(self, decide: Callable[[*Args], R], *args: *Args) -> R:
+        """Make one decision of the state, then run its effects; from any thread."""
+        state = self._state
+        ring_earlier = False
+        me = get_ident()  # before the lock: during this call the collector might run, before `_decider` is set
+        try:
+            with self._lock:
+                if self._decider is not None:
+                    self._postpone(partial(decide, *args))
+                    return None  # type: ignore[return-value] # decisions that may be postponed return nothing
+                self._decider = me
+                try:
+                    return decide(*args)
+                finally:
+                    self._decider = None
+                    if state.due < self._due:
+                        self._due = state.due
+                        ring_earlier = True
+        finally:
+            if ring_earlier:
+                self._set_timer()
+            if state.effects:
+                self._run_effects(me)
+
+    def _postpone(self, decision: partial[Any]) -> None:
+        state = self._state
+        ends = (
+            *(state.cancel, state.release, state.discard, state.detach),
+            *(state.rebalance, state.forget, state.unreserve, state.watch_by_hand),
+            state.overload.cut_off,
+        )
+        if decision.func not in ends:
+            msg = (
+                f"pool {state.policy.name!r}: a destructor (__del__) called it while the garbage collector ran in the "
+                "midst of a decision. Do not use a pool in destructors"
+            )
+            raise PoolConfigError(msg)
+        state.effects.append((Effect.DECIDE, decision))
+
+    def move(self, loop: Loop, now: float) -> None:
+        """Use this loop from now on; part of a decision."""
+        if self.has_lost_loop():
+            self._state.abandon(now)
+        elif isinstance(self.loop, PrivateLoop):
+            self.loop.stop_soon()
+        self.loop = loop
+        self._timer = None
+        self._due = NEVER
+        self._hooks.enter_loop(loop)
+
+    def is_live(self) -> bool:
+        """Whether the pool is open, in a loop that runs."""
+        return self._state.is_open and self.loop is not None and not self.loop.has_ended()
+
+    def end_soon(self) -> None:
+        """Close a pool that is gone, and so without waiting; takes no lock."""
+        self._call_soon(self._end)
+
+    def _end(self) -> None:
+        generation = self.apply(self._state.close, self._clock())
+        self.give_up_creations()
+        self.apply(self._state.closed, generation)
+        if self._state.is_over() and isinstance(self.loop, PrivateLoop):
+            self.loop.stop_soon()
+
+    def fork(self) -> None:  # pragma: no cover - in a process of its own, see tests/runtime/test_fork.py
+        """Begin anew in a forked child, whose only thread is this one."""
+        _keep_for_good([self._state.fork(), self.loop, self._timer])
+        self._lock = threading.RLock()  # another thread of the parent may have held the old one
+        self._decider = None
+        self._carriers.clear()
+        self._hooks.failures.fork()
+        self.loop = None
+        self._timer = None
+        self._due = NEVER
+        if (forked := self._forked()) is not None:
+            forked()
+
+    def give_up_creations(self) -> None:
+        """Cancel each `create`, since its resource would have no user; from any thread."""
+        if self.loop is not None and self.loop.is_here():
+            self._hooks.give_up_creations()
+        else:
+            self._call_soon(self._hooks.give_up_creations)
+
+    def abandon_creations(self, level: int) -> None:
+        """Stop waiting for `create`; a resource that a thread still makes is cleaned as it comes. From any thread."""
+        if self.loop is not None and self.loop.is_here():
+            self._abandon_creations(level)
+        else:
+            self._call_soon(partial(self._abandon_creations, level))
+
+    def _abandon_creations(self, level: int) -> None:
+        count = self._hooks.abandon_creations()
+        if count:
+            logger.log(
+                level,
+                "pool %r: closed, but %d calls of create go on, on threads; what they make is cleaned when it comes",
+                *(self._state.policy.name, count),
+            )
+
+    def has_lost_loop(self) -> bool:
+        """Whether the pool's loop has ended without the pool."""
+        return self.loop is not None and self.loop.has_ended()
+
+    def _run_effects(self, me: int) -> None:
+        if me == self._decider or me in self._carriers:  # the outer call runs these effects too
+            return
+        effects = self._state.effects
+        while effects:
+            try:
+                action, subject = effects.popleft()
+            except IndexError:  # another thread was faster
+                break
+            if action is WAKE:
+                self._wake(subject)
+            else:
+                self._run_effect(action, subject)
+
+    def _meanwhile(self, decide: Callable[[], object]) -> None:
+        """Decide something while running an effect; the outer call then runs the new effects, so calls do not nest."""
+        me = get_ident()
+        self._carriers.add(me)
+        try:
+            decide()
+        finally:
+            self._carriers.discard(me)
+
+    def _run_effect(self, action: Effect, subject: Any) -> None:
+        job = self._jobs.get(action)
+        if job is not None:
+            self._start(action, job, subject)
+        elif action is Effect.DECIDE:
+            self._meanwhile(partial(self.apply, subject))
+        elif action is Effect.WATCH:
+            self._watch(subject)
+        elif action is Effect.NOTIFY:
+            self.listeners.notify(*subject)
+        elif action is Effect.WARN:
+            policy = self._state.policy
+            logger.warning(
+                "pool %r: %s, and max_hold is %g s%s",
+                policy.name,
+                describe_held(subject),
+                policy.max_hold,
+                acquired_at(subject),
+            )
+        elif action is Effect.OVERLOADED:
+            self._tell_overloaded(subject)
+        elif action is Effect.RELIEVED:
+            self._tell_relieved(subject)
+        elif action is Effect.LOST:
+            self._tell_lost(subject, "ended without giving it back")
+
+    def _tell_overloaded(self, overload: OverloadSnapshot) -> None:
+        logger.warning(
+            "pool %r: overloaded, callers are refused: %d waiting, expected wait: %s, callers leave after: %s; "
+            "most resources are held by %s",
+            *(self._state.policy.name, overload.waiting, seconds(overload.expected_wait), seconds(overload.patience)),
+            most_held(overload.leases),
+        )
+
+    def _tell_relieved(self, overload: OverloadSnapshot) -> None:
+        logger.warning(
+            "pool %r: no longer overloaded after %.1f s: %d callers were refused, %d left, %d waited and were served; "
+            "most resources are held by %s",
+            *(self._state.policy.name, overload.lasted, overload.refused, overload.left, overload.served),
+            most_held(overload.leases),
+        )
+
+    def _wake(self, waiter: Waiter[T]) -> None:
+        try:
+            waiter.wake()
+        except RuntimeError:  # the waiter ended with its loop; the loop of the next waiter may have ended too
+            self._meanwhile(lambda: self.apply(self._state.cancel, waiter, self._clock()))
+
+    def _watch(self, waiter: TaskWaiter[T]) -> None:
+        client = waiter.client
+        if client is None:  # the waiter waits no more
+            return
+
+        def leave(error: Exception) -> None:
+            self.apply(self._state.client_gone, waiter, error, self._clock())
+
+        with suppress(RuntimeError):  # the waiter ended with its loop
+            waiter.call_soon(partial(client.watch, waiter, leave))
+
+    def _start(self, action: Effect, job: Job, subject: Any) -> None:
+        assert self.loop is not None  # noqa: S101 - there is nothing to do before the pool is open
+        if action is CHANGE and self._hooks.changes_in_loop() and self.loop.is_here():
+            try:
+                rest = self._hooks.begin_change(subject.resource)
+            except BaseException as error:
+                self._meanwhile(partial(self._report, action, subject, error))
+                if isinstance(error, (KeyboardInterrupt, SystemExit)):  # as a task of the pool's own would
+                    raise
+                return
+            if rest is None:
+                outcome = self._changed(subject)
+                self._meanwhile(lambda: self.apply(outcome, self._clock()))
+                return
+            job = partial(self._finish_change, rest)
+        try:
+            self.loop.spawn(partial(self._perform, action, subject, job))
+        except RuntimeError:
+            self._meanwhile(partial(self._report, action, subject, self.orphaned()))
+
+    # --- the pool's own tasks -------------------------------------------------------------
+
+    async def _perform(self, action: Effect, subject: Any, job: Job) -> None:
+        """Call a hook, and apply the decision about its result."""
+        task = current_task()
+        try:
+            outcome = await job(subject)
+        except BaseException as error:
+            is_thrown_away = isinstance(error, GeneratorExit) and current_task() is not task
+            if is_thrown_away:  # together with its loop, at any moment: no lock may be taken
+                raise
+            self._report(action, subject, error)
+            if not isinstance(error, (Exception, GeneratorExit)):
+                raise
+        else:
+            was_failing = self._state.backoff.failures > 0
+            self.apply(outcome, self._clock())
+            if was_failing and not self._state.backoff.failures:
+                # At the level of the failure's line, so that an alarm ends.
+                logger.warning("pool %r: create works again", self._state.policy.name)
+        if self._state.is_over() and isinstance(self.loop, PrivateLoop):
+            self.loop.stop_soon()
+
+    async def _create(self, creation: Creation) -> Outcome:
+        resource = await self._hooks.create(self._clean_late)
+        return partial(self._state.created, creation, resource)
+
+    async def _check(self, slot: Slot[T]) -> Outcome:
+        healthy = await self._hooks.check(slot.resource)
+        return partial(self._state.checked, slot, healthy=healthy)
+
+    async def _change(self, slot: Slot[T]) -> Outcome:
+        await self._hooks.change(slot.resource)
+        return self._changed(slot)
+
+    async def _finish_change(self, rest: Callable[[], Awaitable[object]], slot: Slot[T]) -> Outcome:
+        await rest()
+        return self._changed(slot)
+
+    def _changed(self, slot: Slot[T]) -> Outcome:
+        self.cut_off.discard(slot)
+        if self._hooks.has_doubts and slot.verdict is None and self._hooks.doubt(slot.resource):
+            slot.verdict = "check"
+        return partial(self._state.changed, slot, failed=False)
+
+    async def _clean(self, slot: Slot[T]) -> Outcome:
+        await self._hooks.clean(slot.resource)
+        return partial(self._state.cleaned, slot, failed=False)
+
+    def _report(self, action: Effect, subject: Any, error: BaseException) -> None:
+        """Log a failed hook, and decide what follows."""
+        state, now = self._state, self._clock()
+        if action is not Effect.CREATE or self._is_news():
+            place = where(error) if isinstance(error, MISTAKES) else ""
+            # No warning: any client can cut off a query by closing its stream, as often as it likes.
+            level = logging.INFO if subject in self.cut_off else logging.WARNING
+            self._tell_failed(action.value, error, level, place)
+        self.cut_off.discard(subject)
+        if action is Effect.CREATE:
+            self.apply(state.create_failed, subject, error, now)
+        elif action is Effect.CHECK:
+            self.apply(partial(state.checked, healthy=False), subject, now)
+        elif action is Effect.CHANGE:
+            self.apply(partial(state.changed, failed=True), subject, now)
+        else:
+            self.apply(partial(state.cleaned, failed=True), subject, now)
+
+    def _is_news(self) -> bool:
+        """Whether to log a failure of `create`: only the first, since health and metrics show the others."""
+        state = self._state
+        is_raised = state.fails_opening()  # by `open`, within about a second
+        return state.is_open and not state.backoff.failures and not is_raised
+
+    def _clean_late(self, resource: T) -> None:
+        """Clean a resource that `create` made too late; from the thread that made it, or in the loop."""
+        loop = self.loop
+        assert loop is not None  # noqa: S101 - `create` was called for it
+        rest: Callable[[], Awaitable[object]] | None = partial(self._hooks.clean, resource)
+
+        async def clean() -> None:
+            assert rest is not None  # noqa: S101 - as below
+            try:
+                await rest()
+            except Exception as error:  # noqa: BLE001 - whatever a hook raises
+                self._tell_failed("clean", error)
+
+        if self._hooks.cleans_on_threads() and not loop.is_here():
+            try:  # at once: the loop may have ended, or be about to end
+                rest = self._hooks.begin_clean(resource)
+            except Exception as error:  # noqa: BLE001 - whatever a hook raises
+                self._tell_failed("clean", error)
+                return
+            if rest is None:
+                return
+        try:
+            loop.spawn(clean)
+        except RuntimeError:
+            logger.warning("pool %r: a resource was created too late to be cleaned", self._state.policy.name)
+
+    def _tell_failed(self, hook: str, error: BaseException, level: int = logging.WARNING, place: str = "") -> None:
+        failures = self._hooks.failures
+        failures.note(hook, error, level=level, place=place)
+        if self._state.status is Status.CLOSED:  # no later event may come that logs the counted ones
+            failures.end()
+
+    def reclaim_leak(self, lease: ReferenceType[Any]) -> None:
+        """Note that a lease is gone without having ended.
+
+        The garbage collector calls this, anywhere and at any moment, so no lock may be taken here.
+        """
+        self._lost.append(lease)
+        self._call_soon(self._wait_and_recover)
+
+    def _wait_and_recover(self) -> None:
+        # The collector reports a lease before it ends the generator that holds it, which may still give it back.
+        assert self.loop is not None  # noqa: S101 - it has just called this
+        self.loop.call_later(GRACE, self._recover)
+
+    def _recover(self) -> None:
+        while self._lost:
+            hold = self.apply(self._state.reclaim_leak, self._lost.popleft(), self._clock())
+            if hold is not None:
+                self._tell_lost(hold, "dropped its lease")
+
+    def _tell_lost(self, hold: LeaseSnapshot, what: str) -> None:
+        logger.warning(
+            "pool %r: %s and %s; the resource is destroyed. Write `async with pool.lease()`%s",
+            *(self._state.policy.name, describe_held(hold), what, acquired_at(hold)),
+        )
+
+    def orphaned(self) -> WrongEventLoop:
+        """Say that the pool's loop has ended without the pool."""
+        msg = (
+            f"pool {self._state.policy.name!r}: the event loop that opened it has ended. "
+            "Close a pool before its loop ends; now write `await pool.close()` in another one, and open it again there"
+        )
+        return own(WrongEventLoop(msg))
+
+    # --- the timer ------------------------------------------------------------------------
+
+    def _set_timer(self) -> None:
+        if self.loop is not None and self.loop.is_here():
+            self._wind()
+        else:
+            self._call_soon(self._wind)
+
+    def _call_soon(self, call: Callable[[], None]) -> None:
+        # A loop that has ended makes no calls: tasks of other loops, and threads, watch their own timeouts.
+        with suppress(RuntimeError):
+            if self.loop is not None:
+                self.loop.call_soon(call)
+
+    def _wind(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        loop = self.loop
+        if loop is not None and loop.is_here():  # and not the previous loop
+            self._timer = loop.call_later(max(0.0, self._due - self._clock()), self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self.apply(self._tick, self._clock())
+
+    def _tick(self, now: float) -> None:
+        self._due = NEVER
+        self._state.tick(now)
+
+
+def _keep_for_good(inherited: object) -> None:  # pragma: no cover - as above
+    # A driver's connection that is destroyed ends its session at the server, which would be the parent's
+    # session. So not even the end of the process may destroy the parent's objects.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+
+
+def _fork_all() -> None:  # pragma: no cover - as above
+    for executor in tuple(_EXECUTORS):
+        executor.fork()
+
+
+if hasattr(os, "register_at_fork"):  # pragma: no branch - not on Windows, which does not fork
+    os.register_at_fork(after_in_child=_fork_all)

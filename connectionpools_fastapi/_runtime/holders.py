@@ -1,0 +1,84 @@
+"""Holders: what to call the task, thread or request that holds a lease."""
+
+import asyncio
+import gc
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+from contextvars import Context
+from weakref import ReferenceType
+
+from .._core.held_leases import LeaseSnapshot
+from .._core.slot import NEVER
+from ..stats import Holder
+from .request_context import REQUEST
+
+# A line about an overload names this many holders.
+MOST_NAMED = 3
+
+
+def named(held: LeaseSnapshot) -> Holder:
+    """Name the holder: by the given name, or after the task or thread in which the lease began."""
+    return Holder(name=holder_name(held.holder, held.lease), age=held.age)
+
+
+def describe_held(held: LeaseSnapshot) -> str:
+    """Say for the log which holder has held a resource, and for how long."""
+    return f"{holder_name(held.holder, held.lease)} has held a resource for {held.age:.3g} s"
+
+
+def acquired_at(held: LeaseSnapshot) -> str:
+    """Say for the log where the lease was acquired, if known; begins with a new line."""
+    if held.stack is None:
+        return ""
+    calls = traceback.StackSummary.from_list(held.stack[::-1]).format()
+    return f"\nacquired at:\n{''.join(calls).rstrip()}"
+
+
+def most_held(leases: Iterable[LeaseSnapshot]) -> str:
+    """Name for the log the holders, as routes, that hold the most resources."""
+    counts = Counter(holder_name(held.holder, held.lease) for held in leases)
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common(MOST_NAMED)) or "no caller"
+
+
+def seconds(duration: float | None) -> str:
+    """Write a duration for the log that may be unknown."""
+    return "unknown" if duration in (None, NEVER) else f"about {duration:.2g} s"
+
+
+def holder_name(holder: object, lease: object) -> str:
+    """Name the holder of a lease: by the given name, or after the task or thread in which the lease began."""
+    if holder is not None:
+        return _said(holder)
+    if isinstance(lease, ReferenceType):
+        lease = lease()
+    return name_of(getattr(lease, "_owner", lease))
+
+
+def _said(holder: object) -> str:
+    try:
+        return str(holder)
+    except Exception as error:  # noqa: BLE001 - whatever a holder raises: reports have to go on
+        return f"{type(holder).__name__} (its name failed with {type(error).__name__})"
+
+
+def name_of(owner: object) -> str:
+    """Name a task by the request that it works for, else a task or a thread as its library does."""
+    if owner is None:
+        return "a holder that is gone"
+    context = _context_of(owner)
+    request = context.get(REQUEST) if context is not None else None
+    if request is not None:
+        return str(request)
+    get_name = getattr(owner, "get_name", None)  # asyncio's tasks; threads have both
+    return str(get_name() if get_name is not None else getattr(owner, "name", "unnamed"))
+
+
+def _context_of(owner: object) -> Context | None:
+    """Return the context of a task. Only reports pay for this look-up, not leases."""
+    get_context = getattr(owner, "get_context", None)  # asyncio's tasks have it from Python 3.12 on
+    if get_context is None and isinstance(owner, asyncio.Task):
+        # The task's own context comes first, then those of its done callbacks.
+        return next((found for found in gc.get_referents(owner) if isinstance(found, Context)), None)
+    context = getattr(owner, "context", None) if get_context is None else get_context()  # a trio task has `context`
+    return context if isinstance(context, Context) else None

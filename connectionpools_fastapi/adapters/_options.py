@@ -1,0 +1,41 @@
+"""Options that the managers share: where to connect to, and how far to reset."""
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal, TypeVar
+
+from ..errors import PoolConfigError
+
+T = TypeVar("T")
+
+Reset = Literal["session", "transaction"]
+
+
+def check_address(manager: str, name: str, address: object) -> None:
+    """Refuse an address that is neither a str nor a callable.
+
+    Raises:
+        PoolConfigError: If it is neither. The text names manager and option, not the value: it may hold a password.
+    """
+    if not (isinstance(address, str) or callable(address)):
+        raise PoolConfigError(f"{manager}: {name} must be a str or a callable; got {type(address).__name__}")
+
+
+def check_reset(manager: str, reset: object) -> None:
+    """Refuse an unknown kind of reset.
+
+    Raises:
+        PoolConfigError: If it is unknown; the text names the manager and the kinds.
+    """
+    if reset not in {"session", "transaction"}:
+        raise PoolConfigError(f"{manager}: reset must be 'session' or 'transaction'; got {reset!r}")
+
+
+async def current(source: T | Callable[[], T | Awaitable[T]]) -> Any:
+    """Return the address to connect to now: itself, or the result of a callable, plain or async."""
+    return await awaited(source() if callable(source) else source)
+
+
+async def awaited(result: Any) -> Any:
+    """Return the result of a call, after awaiting it if it is awaitable."""
+    return await result if inspect.isawaitable(result) else result

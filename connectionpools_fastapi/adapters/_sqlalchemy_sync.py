@@ -1,0 +1,360 @@
+"""SyncSqlalchemyManager: SQLAlchemy's connections for threads and `def` endpoints; needs SQLAlchemy."""
+
+# ruff: noqa: SLF001 - stands for a connection of SQLAlchemy, with its private members
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn, cast
+
+from sqlalchemy import Connection, Engine, NullPool, create_engine
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
+
+from connectionpools_fastapi import Loan, Verdict
+
+from ..errors import PoolConfigError, PoolError, own
+from ..manager import ResourceManager
+from ._options import Reset, check_reset
+from ._postgres import verdict
+from ._socket import has_news
+from ._sqlalchemy_address import read
+from ._sqlalchemy_connection import NOT_OF_CONNECTION, LentConnection, LentFairy
+from .sqlite import SqliteManager
+
+NAME = "SyncSqlalchemyManager"
+# Options that SQLAlchemy's dialect adds for SQLite, but SqliteManager sets itself.
+OF_SQLITE = frozenset({"check_same_thread", "uri"})
+# Drivers of PostgreSQL whose state survives DISCARD ALL; others may go on using statements that it drops.
+OF_POSTGRES = frozenset({"psycopg", "psycopg2"})
+
+
+class SyncSqlalchemyManager(ResourceManager[Connection]):
+    """Leases SQLAlchemy's connections to threads and `def` endpoints, without its pool, and resets each one.
+
+    Write `ConnectionPool(SyncSqlalchemyManager("postgresql+psycopg://..."), limit=10, name="db")`.
+    Any sync dialect of SQLAlchemy will do. Its hooks are `def`, so the pool belongs to no event loop.
+
+    Each lease gets its own `Connection`. Its transactions, execution options and isolation level
+    end with the lease. Then the connection, and sessions and transactions made from it, raise
+    `NotLeased` and send nothing. A cursor or connection of the driver itself has no such guard,
+    except for SQLite: do not keep one. A write that is lost because it was not committed is
+    logged for SQLite only.
+
+    Each `reset` rolls back an open transaction. "session" resets the rest too:
+
+    - PostgreSQL by psycopg or psycopg2: by DISCARD ALL, in one more round trip.
+    - SQLite, by URL: as `SqliteManager`, which also connects, checks and closes.
+    - Other databases: a function of yours, `reset=function`.
+
+    A connection that SQLAlchemy has invalidated is destroyed; SQLAlchemy does not reconnect within
+    a lease.
+    """
+
+    def __init__(
+        self,
+        source: str | URL | Engine,
+        *,
+        reset: Reset | Callable[[Any], object] = "session",
+        **options: Any,
+    ) -> None:
+        """Describe the connections; they are made later.
+
+        Args:
+            source: SQLAlchemy's URL, or an engine made with `poolclass=NullPool`.
+            reset: What to reset after a lease: its whole "session", or only its "transaction". Or a
+                `def` that takes the driver's connection, is called on a worker thread after the
+                rollback, and resets the rest; what it leaves open is rolled back.
+            **options: For `create_engine`, as `echo` or `connect_args`. There is no second pool, so
+                options of one are refused.
+
+        Raises:
+            PoolConfigError: If `source` or `reset` cannot work, the driver is missing, or an option
+                asks for another pool.
+        """
+        if not callable(reset):
+            check_reset(NAME, reset)
+        self._reset = reset
+        self._sqlite: SqliteManager | None = None
+        make = self._given if isinstance(source, Engine) else self._made
+        self.engine: Engine = make(source, options)  # type: ignore[arg-type] # as just seen
+        dialect = self.engine.dialect
+        is_known = self._sqlite is not None or (dialect.name == "postgresql" and dialect.driver in OF_POSTGRES)
+        if reset == "session" and not is_known:
+            by_url = ", or the URL instead of the engine" if dialect.name == "sqlite" else ""
+            raise _mistake(
+                f"no reset of a whole session is known for an engine of {dialect.name}+{dialect.driver}: pass "
+                "reset='transaction' if no lease changes its session, or reset=function that resets the driver's "
+                f"connection{by_url}"
+            )
+
+    @staticmethod
+    def _given(engine: Engine, options: dict[str, Any]) -> Engine:
+        if options:
+            raise _mistake(f"{', '.join(sorted(options))} is for create_engine, and source is an engine already")
+        if not isinstance(engine.pool, NullPool):
+            raise _mistake(
+                f"the engine has a pool of its own ({type(engine.pool).__name__}): pass "
+                "create_engine(..., poolclass=NullPool), or its URL"
+            )
+        return engine
+
+    def _made(self, source: object, options: dict[str, Any]) -> Engine:
+        pools = sorted(name for name in options if name.startswith("pool") or name == "creator")
+        if pools:
+            raise _mistake(
+                f"{', '.join(pools)} is for another pool than this one; pass limit, max_lifetime and so on to "
+                "ConnectionPool"
+            )
+        if not isinstance(source, (str, URL)):
+            raise _mistake(f"source must be a URL or an Engine; got {type(source).__name__}")
+        url = read(NAME, source)
+        try:
+            if url.get_dialect().is_async:
+                raise _mistake("the driver of the URL is async: use SqlalchemyManager, or a sync driver")
+            if url.get_backend_name() == "sqlite" and url.get_driver_name() == "pysqlite":
+                arguments = options.pop("connect_args", {})
+                options["creator"] = self._sqlite_below(url, arguments)
+            return create_engine(url, poolclass=NullPool, **options)
+        except PoolConfigError:  # a ValueError, but our own text
+            raise
+        except ImportError as error:
+            raise _mistake(f"the driver is missing: pip install {error.name}") from None
+        except (ArgumentError, InvalidRequestError, TypeError, ValueError) as error:  # may contain the password
+            raise _mistake(f"the URL or an option is refused ({type(error).__name__})") from None
+
+    def _sqlite_below(self, url: URL, connect_args: dict[str, Any]) -> Callable[[], Any]:
+        kind: Any = url.get_dialect()
+        dialect = kind(dbapi=kind.import_dbapi())
+        (location, *_), found = dialect.create_connect_args(url)
+        arguments = {key: value for key, value in {**found, **connect_args}.items() if key not in OF_SQLITE}
+        reset: Reset = "session" if self._reset == "session" else "transaction"
+        self._sqlite = SqliteManager(location, reset=reset, init=dialect.on_connect(), **arguments)
+        return self._sqlite.create
+
+    def create(self) -> Connection:
+        """Connect.
+
+        Returns:
+            The new connection, for `lend`.
+
+        Raises:
+            PoolConfigError: If SqliteManager raises it.
+            Exception: The error of SQLAlchemy, if the server cannot be reached or is not ready.
+        """
+        connection = PooledConnection(self.engine)
+        connection.remember()
+        if self._sqlite is not None:
+            connection.driven.changes.clear()  # what SQLAlchemy has set up stays
+        return connection
+
+    def check(self, resource: Connection) -> bool:
+        """Check whether a connection works.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Whether it does. An exception means no.
+        """
+        connection = cast("PooledConnection", resource)
+        if not connection.is_usable:
+            return False
+        if self._sqlite is not None:
+            return self._sqlite.check(connection.driven)
+        works = self.engine.dialect.do_ping(connection.driven)
+        connection.driven.rollback()
+        return works
+
+    def doubtful(self, resource: Connection) -> bool:
+        """Whether a connection was closed, as far as this end knows, without a round trip.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Whether it has to be checked before it is used.
+        """
+        connection = cast("PooledConnection", resource)
+        if not connection.is_usable:
+            return True
+        driven = connection.driven
+        return bool(getattr(driven, "closed", False)) or (hasattr(driven, "fileno") and has_news(driven.fileno()))
+
+    def lend(self, resource: Connection, loan: Loan) -> Connection:
+        """Make a connection for one lease, which raises `NotLeased` after it.
+
+        Args:
+            resource: The connection.
+            loan: The lease.
+
+        Returns:
+            What the caller gets.
+        """
+        connection = cast("PooledConnection", resource)
+        driven = connection.driven
+        return connection.lend(driven if self._sqlite is None else self._sqlite.lend(driven, loan), loan)
+
+    def broken(self, resource: Connection, error: Exception) -> Verdict | None:
+        """Say what an error means for a connection.
+
+        Args:
+            resource: The connection.
+            error: The error.
+
+        Returns:
+            "discard" if SQLAlchemy's dialect takes it for a lost connection; what SqliteManager says
+            for SQLite, and what the server's code means for PostgreSQL.
+        """
+        connection = cast("PooledConnection", resource)
+        found = error.orig if isinstance(error, DBAPIError) else error
+        if not isinstance(found, Exception):
+            return None
+        if self._sqlite is not None:
+            return self._sqlite.broken(connection.driven, found)
+        dialect = self.engine.dialect
+        if dialect.name == "postgresql":
+            meaning = verdict(getattr(found, "sqlstate", None) or getattr(found, "pgcode", None))
+            if meaning is not None:
+                return meaning
+        module: Any = dialect.dbapi
+        is_lost = isinstance(found, module.Error) and dialect.is_disconnect(cast("Any", found), connection.driven, None)
+        return "discard" if is_lost else None
+
+    def change(self, resource: Connection) -> None:
+        """Reset a connection, as the class describes.
+
+        Args:
+            resource: The connection.
+
+        Raises:
+            PoolError: If it cannot be reset.
+            Exception: The error of the driver or of your function, with the same meaning.
+        """
+        connection = cast("PooledConnection", resource)
+        if not connection.is_usable:
+            raise own(PoolError("the connection is closed or was invalidated"))
+        connection.end_lease()
+        driven = connection.driven
+        if self._sqlite is not None:
+            self._sqlite.change(driven)
+        else:
+            driven.rollback()
+        connection.restore()
+        if callable(self._reset):
+            self._reset(driven)
+            driven.rollback()
+        elif self._reset == "session" and self._sqlite is None:
+            self._discard_all(driven)
+
+    def _discard_all(self, driven: Any) -> None:
+        dialect: Any = self.engine.dialect
+        dialect.set_isolation_level(driven, "AUTOCOMMIT")  # DISCARD ALL runs in no transaction
+        cursor = driven.cursor()
+        cursor.execute("DISCARD ALL")
+        cursor.close()
+        dialect.reset_isolation_level(driven)
+        if dialect.driver == "psycopg":
+            forget_prepared(driven)
+
+    def clean(self, resource: Connection) -> None:
+        """Close a connection.
+
+        Args:
+            resource: The connection.
+        """
+        connection = cast("PooledConnection", resource)
+        try:
+            if self._sqlite is not None:
+                self._sqlite.clean(connection.driven)
+        finally:
+            if not connection.closed:
+                connection.invalidate()  # else it would try to end its transaction
+                connection.close()
+            with suppress(Exception):  # it is closed already, unless a lease has detached it
+                connection.driven.close()
+
+
+class PooledConnection(Connection):
+    """A connection that the pool keeps: nothing is executed on it, so that SQLAlchemy's state in it stays as new."""
+
+    driven: Any  # the driver's connection
+    _fairy: Any
+    _lent: "_LentFairy | None" = None
+    _state: dict[str, Any]
+
+    def remember(self) -> None:
+        """Make each lease begin with the present state."""
+        try:
+            self.commit()  # ends a transaction that a listener of `engine_connect` has begun
+        except BaseException:
+            self.close()
+            raise
+        state = {name: value for name, value in vars(self).items() if name not in NOT_OF_CONNECTION}
+        self._fairy = self.connection
+        self.driven = self._fairy.dbapi_connection
+        self._state = state
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether no lease has closed, invalidated or detached it."""
+        return not self._fairy.is_detached
+
+    def lend(self, driven: Any, loan: Loan) -> Connection:
+        """Make the connection of one lease; `driven` is what it executes on."""
+        connection = object.__new__(_LentConnection)
+        connection.__dict__.update(self._state)
+        connection._dbapi_connection = self._lent = _LentFairy(self._fairy, driven, loan)
+        connection.loan = loan
+        return connection
+
+    def end_lease(self) -> None:
+        """Close what would still ask the server."""
+        if self._lent is not None:
+            self._lent.close_cursors()
+            self._lent = None
+
+    def restore(self) -> None:
+        """Undo what SQLAlchemy has set on the driver's connection: an isolation level."""
+        finalizers = self._fairy._connection_record.finalize_callback
+        while finalizers:
+            finalizers.pop()(self.driven)
+
+
+class _LentFairy(LentFairy):
+    """Makes cursors during its lease only, and keeps those of the server, which a rollback drops."""
+
+    __slots__ = ("_of_server",)
+
+    def __init__(self, own: Any, driven: Any, loan: Loan) -> None:
+        super().__init__(own, driven, loan)
+        self._of_server: list[Any] = []
+
+    def cursor(self, *args: Any, **options: Any) -> Any:
+        self._loan.check()
+        cursor = super().cursor(*args, **options)
+        if args or options:  # a name, or a class of the driver
+            self._of_server.append(cursor)
+        return cursor
+
+    def close_cursors(self) -> None:
+        for cursor in self._of_server:
+            with suppress(Exception):  # the transaction has failed
+                cursor.close()
+
+
+class _LentConnection(LentConnection):
+    def _handle_dbapi_exception(self, e: BaseException, *args: Any, **options: Any) -> NoReturn:
+        if isinstance(e, Exception) and not self.loan.is_over:
+            self.loan.note(e)
+        super()._handle_dbapi_exception(e, *args, **options)
+
+
+def forget_prepared(driven: Any) -> None:
+    """Make psycopg forget the prepared statements, which the server has discarded."""
+    old = driven._prepared
+    driven._prepared = new = type(old)()
+    new.prepare_threshold, new.prepared_max = old.prepare_threshold, old.prepared_max
+
+
+def _mistake(what: str) -> PoolConfigError:
+    return own(PoolConfigError(f"{NAME}: {what}"))
