@@ -1,9 +1,11 @@
 """What all tests share."""
 
+import gc
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
+from hypothesis.strategies import none
 
 from tests import programs
 from tests.servers import mariadb_server, postgres_url, redis_url  # noqa: F401 - fixtures
@@ -13,6 +15,19 @@ from tests.wires import proxy  # noqa: F401 - as above
 # A failure prints how to run it again; random runs stay random.
 settings.register_profile("default", print_blob=True, deadline=None)
 settings.load_profile("default")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _random_generator_of_hypothesis() -> None:
+    """Have hypothesis make its generator first: it asks the collector for referrers, and frozen objects are none."""
+    given(none())(lambda _: None)()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_to_collect(_random_generator_of_hypothesis: None) -> None:
+    """Have collections of garbage pass over what is there by now, imports above all: most of it stays."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(params=["asyncio", "trio"])
