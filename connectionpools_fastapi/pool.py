@@ -12,6 +12,7 @@ from ._runtime.caller import current_task, current_thread
 from ._runtime.engine import Engine
 from ._runtime.hooks import Act, Broken, Check, Create, Doubt, Hooks, Lend
 from ._runtime.life import Life
+from .budget import Budget
 from .errors import PoolConfigError
 from .lease import Lease
 from .listener import PoolListener
@@ -93,6 +94,7 @@ class ConnectionPool(Generic[T]):
         open_timeout: float | None = None,
         reuse: Reuse = "lifo",
         overload: OnOverload = "shed",
+        budget: Budget | None = None,
         blocking: bool = True,
         debug: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -146,6 +148,8 @@ class ConnectionPool(Generic[T]):
             overload: What to do with callers that would leave, or time out, before they are done with a resource:
                 "shed" refuses them at once with `Overloaded`, "queue" lets them wait. How long callers
                 wait before they leave is learned from those that left.
+            budget: The total over the pools of several processes, which this pool keeps to as well, such as
+                `HostBudget("orders-db", total=45)`; None for none.
             blocking: Whether `def` hooks block, so that they need worker threads; False calls
                 them in the event loop.
             debug: Whether to record where each lease was acquired, for reports of leases that
@@ -199,6 +203,7 @@ class ConnectionPool(Generic[T]):
             open_timeout=open_timeout,
             reuse=reuse,
             overload=overload,
+            budget=budget,
             debug=debug,
         )
         engine = Engine(policy, Hooks(policy, blocking=blocking, **hooks), clock)

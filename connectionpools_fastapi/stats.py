@@ -75,6 +75,25 @@ class Holder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetStats:
+    """How a budget is used at one moment.
+
+    Attributes:
+        name: The budget's name.
+        total: The most resources that may exist at once, over all members.
+        used: How many tokens all members hold.
+        held: How many of them this pool holds.
+        members: How many tokens each member holds, by its name.
+    """
+
+    name: str
+    total: int
+    used: int
+    held: int
+    members: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
     """The state of a pool at one moment, and its totals since it was made.
 
@@ -114,11 +133,12 @@ class PoolStats:
         detached: Resources given away for good.
         discards: Resources taken out of use, by reason: a method that was called ("discard", "expire", "resize",
             "retain"), a hook that failed ("check", "change"), an error of a lease that
-            `broken` judged ("broken"), a limit that was reached ("max_idle", "max_lifetime", "max_uses"), or
-            a lease that was lost ("leak").
+            `broken` judged ("broken"), a limit that was reached ("max_idle", "max_lifetime", "max_uses"),
+            a budget that another pool needs ("budget"), or a lease that was lost ("leak").
         wait: How long callers waited that got a resource (`timeouts` counts the others).
         use: How long leases were held.
         create: How long `create` took where it succeeded.
+        budget: The pool's share of its budget; None without a budget, or while the pool is not open.
     """
 
     name: str
@@ -154,6 +174,7 @@ class PoolStats:
     wait: Histogram
     use: Histogram
     create: Histogram
+    budget: BudgetStats | None = None
 
     @property
     def leased(self) -> int:

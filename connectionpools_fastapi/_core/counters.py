@@ -20,6 +20,7 @@ class Counters:
         self.discards: dict[str, int] = dict.fromkeys(
             (
                 "broken",
+                "budget",
                 "change",
                 "check",
                 "discard",

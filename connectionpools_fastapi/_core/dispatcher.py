@@ -31,7 +31,7 @@ class Dispatcher(Generic[T]):
         checks: Checks[T],
         has_check: bool,
     ) -> None:
-        # Whether the pool is open, does not fail, has no older generation left, and is within its limit.
+        # Whether the pool is open, does not fail, has no older generation left, and is within its limit and budget.
         self.is_steady = False
         self._inventory = inventory
         self._queue = queue
@@ -73,6 +73,7 @@ class Dispatcher(Generic[T]):
             and not self._backoff.failures
             and not self._generations.are_turning_over()
             and not self._inventory.is_above_limit()
+            and not self._retirement.owed
         )
         self._inventory.needs_lock = (
             not self.is_steady or self._queue.size > 0 or self._callers.notifies_leases or self._held.is_unscheduled

@@ -33,6 +33,7 @@ class Effect(Enum):
     CHECK = "check"  # a slot, as in the next two
     CHANGE = "change"
     CLEAN = "clean"
+    GIVE_BACK = "give back"  # the tokens of resources that are gone; no subject
     FORGET = "forget"  # the cause of a failure: objects that it keeps alive must not be destroyed under the lock
 
 

@@ -265,6 +265,16 @@ class Inventory(Generic[T]):
         """Whether one more may be created."""
         return len(self.slots) + len(self.creating) < self.limit
 
+    def in_being(self) -> int:
+        """How many need a token: they exist in any way, or are being created."""
+        written_off = sum(slot.key not in self.slots for slot in list(self.taken.values()))
+        allowed = sum(creation.has_token for creation in self.creating)
+        return len(self.slots) + len(self.cleaning) + written_off + allowed
+
+    def awaits_token(self) -> bool:
+        """Whether a creation waits for a token of the budget."""
+        return self.policy.budget is not None and any(not creation.has_token for creation in self.creating)
+
     def arriving(self) -> int:
         """How many are being created or checked, and will soon be free."""
         return len(self.creating) + len(self.checking)

@@ -54,6 +54,10 @@ class Numbers(Protocol):
         """Callers that wait."""
         ...
 
+    def awaits_token(self) -> bool:
+        """Whether a creation waits for a token of the budget."""
+        ...
+
 
 class Failing(Protocol):
     """What messages read while `create` fails."""
@@ -100,6 +104,8 @@ def timed_out(state: Described, waited: float) -> PoolTimeout:
         why = "The pool is suspended; pool.resume() lets callers in again"
     elif cause is not None:
         why = f"create failed {_times(state)}, last with {describe(cause)}: see that the back-end is up and has room"
+    elif state.inventory.awaits_token():
+        why = "The budget has no token left: give resources back sooner, or raise its total"
     elif state.inventory.creating and len(state.inventory.slots) < state.inventory.limit:
         why = "create is under way and has not answered: see that the back-end is up and reachable"
     else:

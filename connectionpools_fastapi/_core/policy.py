@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, TypedDict
 
+from ..budget import Budget
 from ..errors import PoolConfigError
 
 Reuse = Literal["lifo", "fifo"]
@@ -37,6 +38,7 @@ class Options(TypedDict, total=False):
     open_timeout: float | None
     reuse: Reuse
     overload: OnOverload
+    budget: Budget | None
     blocking: bool
     debug: bool
     clock: Callable[[], float]
@@ -63,6 +65,7 @@ class Policy:
     open_timeout: float | None = None
     reuse: Reuse = "lifo"
     overload: OnOverload = "shed"
+    budget: Budget | None = None
     debug: bool = False
 
     def __post_init__(self) -> None:
@@ -97,6 +100,10 @@ class Policy:
         if self.overload not in ("shed", "queue"):
             remedy = 'write overload="shed" or overload="queue"'
             msg = f"pool {self.name!r}: overload={self.overload!r} is unknown; {remedy}"
+            raise PoolConfigError(msg)
+        if self.budget is not None and not hasattr(self.budget, "join"):
+            kind = type(self.budget).__name__
+            msg = f'pool {self.name!r}: budget must be a Budget, as HostBudget("orders-db", total=45); got {kind}'
             raise PoolConfigError(msg)
 
     def check_limit(self, limit: object) -> None:

@@ -47,6 +47,10 @@ class Probes(Generic[T]):
         self._watchers.append(watcher)
         return True
 
+    def is_watched(self) -> bool:
+        """Whether a health check or `open` waits for an outcome."""
+        return bool(self._watchers or self.openings)
+
     def forget(self, waiter: Waiter[T]) -> None:
         """Remove a waiter."""
         self._watchers = [watcher for watcher in self._watchers if watcher is not waiter]

@@ -25,6 +25,8 @@ class Retirement(Generic[T]):
         counters: Counters,
         effects: EffectQueue,
     ) -> None:
+        self.owed = 0  # how many resources have to go, so that other members of the budget get their tokens
+        self._has_budget = inventory.policy.budget is not None
         self._inventory = inventory
         self._generations = generations
         self._maintenance = maintenance
@@ -40,6 +42,8 @@ class Retirement(Generic[T]):
             return "expire"
         if self._inventory.is_above_limit():
             return "resize"
+        if self.owed:
+            return "budget"
         return self._maintenance.why_retire(slot, now) if self._maintenance.retires else None
 
     def discard_if_due(self, slot: Slot[T], now: float) -> bool:
@@ -53,17 +57,20 @@ class Retirement(Generic[T]):
     def discard(self, slot: Slot[T], reason: str) -> None:
         """Clean a slot that was taken out of its place in the inventory."""
         self.remove(slot)
+        self.owed = max(0, self.owed - 1)  # whatever the reason: its token will be free
         self._counters.note_discard(reason)
         self._inventory.cleaning.add(slot)
         self._effects.append((Effect.CLEAN, slot))
 
     def sweep(self) -> None:
-        """Discard the free ones of older generations, and those beyond the limit."""
+        """Discard the free ones of older generations, those beyond the limit, and those that other members need."""
         if self._generations.are_turning_over():
             for slot in self._inventory.pull_outdated(self._generations.current):
                 self.discard(slot, "expire")
         while self._inventory.is_above_limit() and (coldest := self._inventory.pop_coldest()) is not None:
             self.discard(coldest, "resize")
+        while self.owed and (coldest := self._inventory.pop_coldest()) is not None:
+            self.discard(coldest, "budget")
 
     def remove(self, slot: Slot[T]) -> None:
         """Remove a slot from those that exist, unless it was written off."""
@@ -76,6 +83,8 @@ class Retirement(Generic[T]):
         """Count one less of a generation, and wake the waiters for its end."""
         for waiter in self._generations.leave(generation):
             self._effects.wake(waiter)
+        if self._has_budget:
+            self._effects.append((Effect.GIVE_BACK, None))
 
     def write_off(self, generation: int, now: float) -> list[LeaseSnapshot]:
         """Count leases of this generation and older ones as ended now; returns their holders and ages."""

@@ -76,11 +76,12 @@ class Slot(Generic[T]):
 class Creation:
     """One call of `create` under way."""
 
-    __slots__ = ("generation", "known", "patience_ends", "started")
+    __slots__ = ("generation", "has_token", "known", "patience_ends", "started")
 
     def __init__(self, generation: int, started: float, known: int = 0) -> None:
         self.generation = generation
         self.started = started
         self.known = known  # how many failures had been noted when it began
+        self.has_token = False  # whether the budget, if there is one, allows it
         # Until when callers wait for it although the back-end is down, because one of them has started it.
         self.patience_ends = LONG_AGO

@@ -130,6 +130,7 @@ class PoolState(Generic[T]):
         self._enter(OPEN)
         self.generations.next()
         self._first_generation = self.generations.current
+        self.retirement.owed = 0
         self.creations.end_outage()
         self.rebalance(now)
 
@@ -531,6 +532,44 @@ class PoolState(Generic[T]):
         if self.backoff.failures:  # the back-end may have had no room, and may have some now
             self.backoff.retry_at_once()
         self.rebalance(now)
+
+    # --- the budget -------------------------------------------------------------------------------
+
+    def allow(self, creation: Creation, now: float) -> None:
+        """Note that a creation has its token, and begins now."""
+        creation.has_token = True
+        creation.started = now
+
+    def drop_unneeded(self, creation: Creation, now: float) -> bool:
+        """Give up a creation that waits for a token, if no caller needs it any more; True if it is given up."""
+        inventory = self.inventory
+        if creation not in inventory.creating:  # abandoned
+            return True
+        needed = len(self.queue) + max(0, inventory.min_free - len(inventory.free))
+        is_needed = needed >= inventory.arriving() or self.probes.is_watched() or self.backoff.failures
+        is_allowed = self.creations.are_allowed and not inventory.is_above_limit()
+        if is_needed and is_allowed and creation.generation == self.generations.current:
+            return False
+        inventory.creating.remove(creation)
+        self.retirement.leave(creation.generation)
+        self.rebalance(now)
+        return True
+
+    def give_way(self, held: int | None, floor: int, now: float) -> None:
+        """Give up a resource since another member of the budget needs its token.
+
+        One that is unused, beyond `min_free`; or, if the other member holds at least two tokens less, any one: the
+        next that comes back. So no two members ever give way to each other in turn.
+        """
+        inventory, owed = self.inventory, self.retirement.owed
+        keeps = inventory.in_being() - len(inventory.cleaning) - owed
+        if keeps <= floor:
+            return
+        is_unused = not self.queue and len(inventory.free) - owed > inventory.min_free
+        if is_unused or (held is not None and keeps > held + 1):
+            self.retirement.owed += 1
+            inventory.needs_lock = True
+            self.rebalance(now)
 
     # --- match free slots, waiters and missing resources ------------------------------------------
 

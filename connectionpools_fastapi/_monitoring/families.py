@@ -47,6 +47,14 @@ def _gauges(every: Every, labels: Labels) -> Iterator[Metric]:
         ("oldest_wait", "For how long the caller that has waited the longest waits."),
     ):
         yield _filled(GaugeMetricFamily(f"{PREFIX}_{name}_seconds", text, labels=labels), _known(every, name))
+    budgets = [((*pool, budget.name), budget) for pool, budget in _known(every, "budget")]
+    for name, attribute, text in (
+        ("limit", "total", "The most resources that all members of the budget may have together."),
+        ("used", "used", "Tokens that all members of the budget hold."),
+        ("held", "held", "Tokens that this pool holds."),
+    ):
+        family = GaugeMetricFamily(f"{PREFIX}_budget_{name}", text, labels=(*labels, "budget"))
+        yield _filled(family, ((pool, getattr(budget, attribute)) for pool, budget in budgets))
     yield _filled(
         GaugeMetricFamily(f"{PREFIX}_open", "1 while the pool is open and not suspended.", labels=labels),
         ((pool, stats.status == "open") for pool, stats in every),

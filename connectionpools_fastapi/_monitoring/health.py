@@ -141,8 +141,15 @@ def _why_busy(stats: PoolStats | ObservedStats) -> str:
         return _why_overloaded(stats)
     if stats.waiting or _is_full(stats):
         waiting = "" if stats.waiting is None else f", {stats.waiting} waiting"
-        return f"saturated: {stats.taken} of {stats.limit} taken{waiting}"
+        return f"saturated: {stats.taken} of {stats.limit} taken{waiting}{_why_not_more(stats)}"
     return ""
+
+
+def _why_not_more(stats: PoolStats | ObservedStats) -> str:
+    budget = stats.budget if isinstance(stats, PoolStats) else None
+    if budget is None or budget.used < budget.total:
+        return ""
+    return f"; the budget {budget.name!r} has no token left: {budget.used} of {budget.total} used, {budget.held} here"
 
 
 def _why_overloaded(stats: PoolStats) -> str:

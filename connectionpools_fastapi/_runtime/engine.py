@@ -6,6 +6,7 @@ decides under the lock, and the executor applies the decision.
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Generic
 from weakref import WeakMethod, ref
@@ -83,7 +84,9 @@ class Engine(Generic[T]):
 
     def stats(self) -> PoolStats:
         """Return a snapshot of the state and all totals, of one moment."""
-        return self.apply(snapshot.stats, self.state, self.clock())
+        stats = self.apply(snapshot.stats, self.state, self.clock())
+        tokens = self.executor.tokens
+        return stats if tokens is None else replace(stats, budget=tokens.stats())
 
     def holders(self) -> list[Holder]:
         """Return the holders of all leases, the longest first."""

@@ -31,6 +31,7 @@ from .listeners import Listeners
 from .log import logger
 from .loop import Loop, Timer
 from .on_asyncio import PrivateLoop
+from .tokens import Tokens
 from .waiters import TaskWaiter
 
 R = TypeVar("R")
@@ -73,6 +74,8 @@ class Executor(Generic[T]):
         self._timer: Timer | None = None
         self._lost: deque[ReferenceType[Any]] = deque()
         _EXECUTORS.add(self)
+        budget = state.policy.budget
+        self.tokens = None if budget is None else Tokens(budget, state, self.apply, clock)
         self._jobs: dict[Effect, Job] = {
             Effect.CREATE: self._create,
             Effect.CHECK: self._check,
@@ -129,6 +132,8 @@ class Executor(Generic[T]):
         self._timer = None
         self._due = NEVER
         self._hooks.enter_loop(loop)
+        if self.tokens is not None:
+            self.tokens.enter_loop(loop)
 
     def is_live(self) -> bool:
         """Whether the pool is open, in a loop that runs."""
@@ -142,12 +147,14 @@ class Executor(Generic[T]):
         generation = self.apply(self._state.close, self._clock())
         self.give_up_creations()
         self.apply(self._state.closed, generation)
+        self.give_back_tokens()
         if self._state.is_over() and isinstance(self.loop, PrivateLoop):
             self.loop.stop_soon()
 
     def fork(self) -> None:  # pragma: no cover - in a process of its own, see tests/runtime/test_fork.py
         """Begin anew in a forked child, whose only thread is this one."""
-        _keep_for_good([self._state.fork(), self.loop, self._timer])
+        membership = None if self.tokens is None else self.tokens.fork()
+        _keep_for_good([self._state.fork(), self.loop, self._timer, membership])
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
         self._decider = None
         self._carriers.clear()
@@ -161,9 +168,19 @@ class Executor(Generic[T]):
     def give_up_creations(self) -> None:
         """Cancel each `create`, since its resource would have no user; from any thread."""
         if self.loop is not None and self.loop.is_here():
-            self._hooks.give_up_creations()
+            self._give_up_creations()
         else:
-            self._call_soon(self._hooks.give_up_creations)
+            self._call_soon(self._give_up_creations)
+
+    def _give_up_creations(self) -> None:
+        self._hooks.give_up_creations()
+        if self.tokens is not None:
+            self.tokens.look_again()
+
+    def give_back_tokens(self) -> None:
+        """Give the tokens of resources that are gone back to the budget, and leave it if the pool is closed."""
+        if self.tokens is not None:
+            self.tokens.give_back()
 
     def abandon_creations(self, level: int) -> None:
         """Stop waiting for `create`; a resource that a thread still makes is cleaned as it comes. From any thread."""
@@ -231,6 +248,8 @@ class Executor(Generic[T]):
             self._tell_overloaded(subject)
         elif action is Effect.RELIEVED:
             self._tell_relieved(subject)
+        elif action is Effect.GIVE_BACK:
+            self._meanwhile(self.give_back_tokens)
         elif action is Effect.LOST:
             self._tell_lost(subject, "ended without giving it back")
 
@@ -311,6 +330,8 @@ class Executor(Generic[T]):
             self.loop.stop_soon()
 
     async def _create(self, creation: Creation) -> Outcome:
+        if self.tokens is not None and not await self.tokens.take(creation):
+            return _nothing
         resource = await self._hooks.create(self._clean_late)
         return partial(self._state.created, creation, resource)
 
@@ -372,19 +393,29 @@ class Executor(Generic[T]):
                 await rest()
             except Exception as error:  # noqa: BLE001 - whatever a hook raises
                 self._tell_failed("clean", error)
+            finally:
+                self._note_late(-1)
 
+        self._note_late(1)
         if self._hooks.cleans_on_threads() and not loop.is_here():
             try:  # at once: the loop may have ended, or be about to end
                 rest = self._hooks.begin_clean(resource)
             except Exception as error:  # noqa: BLE001 - whatever a hook raises
                 self._tell_failed("clean", error)
-                return
+                rest = None
             if rest is None:
+                self._note_late(-1)
                 return
         try:
             loop.spawn(clean)
         except RuntimeError:
             logger.warning("pool %r: a resource was created too late to be cleaned", self._state.policy.name)
+
+    def _note_late(self, change: int) -> None:
+        """Count a resource that was created too late: until it is cleaned, it needs a token."""
+        if self.tokens is not None:
+            self.apply(self.tokens.note_late, change)
+            self.tokens.give_back()
 
     def _tell_failed(self, hook: str, error: BaseException, level: int = logging.WARNING, place: str = "") -> None:
         failures = self._hooks.failures
@@ -453,6 +484,10 @@ class Executor(Generic[T]):
     def _tick(self, now: float) -> None:
         self._due = NEVER
         self._state.tick(now)
+
+
+def _nothing(_: float) -> None:
+    """Decide nothing: it was decided before."""
 
 
 def _keep_for_good(inherited: object) -> None:  # pragma: no cover - as above

@@ -49,6 +49,8 @@ class Life(Generic[T]):
 
         self._apply(begin, self._clock())
         try:
+            if self._executor.tokens is not None:
+                await self._executor.tokens.join()
             if self._policy.open_timeout != 0:
                 await self._wait_min_free()
         except BaseException:
@@ -140,6 +142,7 @@ class Life(Generic[T]):
             await self._wait_gone(generation, self._policy.hook_timeout)
         finally:
             self._apply(self._state.closed, generation)
+            self._executor.give_back_tokens()
             self._engine.hooks.failures.end()
 
     def close_sync(self) -> None:

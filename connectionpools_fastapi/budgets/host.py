@@ -1,0 +1,215 @@
+"""HostBudget: one total for all processes of this machine; needs Linux."""
+
+import os
+import re
+import socket
+import struct
+import tempfile
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import anyio
+from anyio.abc import UNIXDatagramSocket
+
+from .._runtime.log import logger
+from ..budget import Member
+from ..errors import PoolConfigError
+from ..stats import BudgetStats
+
+try:
+    from fcntl import F_OFD_SETLK as _F_OFD_SETLK  # noqa: F401 - whether it exists
+
+    from ._token_file import TokenFile, open_directory
+except ImportError as _error:
+    msg = "connectionpools_fastapi.budgets.host needs Linux, whose file locks end with their open file"
+    raise ImportError(msg) from _error
+
+# While a member needs a token it looks for one this often, and asks others after each ASK_EVERY looks; in seconds.
+LOOK_EVERY = 0.02
+ASK_EVERY = 3
+# After so many questions it asks the next larger member: this one may be stopped, or its leases long.
+PATIENCE = 5
+# How long joining may take, in seconds: another process that joins does so in microseconds, unless it is stopped.
+JOIN_WITHIN = 2.0
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,50}")
+LONGEST_ADDRESS = 107
+# What a member sends: how many tokens it holds, or a negative number to ask for an unused one only.
+QUESTION = struct.Struct("=i")
+UNUSED_ONLY = -1
+
+
+class HostBudget:
+    """At most `total` resources in all processes of this user on this machine that name the same budget.
+
+    The operating system counts: each token is a lock on a byte of a file. A process that ends, however it ends, gives
+    its tokens back in that moment. Processes in containers share a budget only if they share `directory`.
+
+    Example:
+        ```python
+        budget = HostBudget("orders-db", total=45)
+        db = ConnectionPool(AsyncpgManager(dsn), limit=20, budget=budget, name="db")
+        ```
+    """
+
+    def __init__(
+        self, name: str, *, total: int, floor: int = 1, directory: str | os.PathLike[str] | None = None
+    ) -> None:
+        """Describe a budget; pools join it as they open.
+
+        Args:
+            name: What the budget is for; all processes write the same.
+            total: The most resources that may exist at once, over all pools that join; all processes write the same.
+            floor: How many resources each pool may keep, however much the others need them.
+            directory: Where the file of tokens lies; only this user may have rights on it. By default a directory in
+                the one for temporary files, which is made if it is missing.
+
+        Raises:
+            PoolConfigError: If a value cannot work.
+        """
+        if not (isinstance(name, str) and NAME.fullmatch(name)):
+            msg = f'a budget\'s name must be 1 to 50 letters, digits, ".", "-" or "_", as "orders-db"; got {name!r}'
+            raise PoolConfigError(msg)
+        for field, value, least in (("total", total, 1), ("floor", floor, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                msg = f"budget {name!r}: {field} must be a whole number, {least} or more; got {value!r}"
+                raise PoolConfigError(msg)
+        self.name = name
+        self.total = total
+        self.floor = floor
+        default = Path(tempfile.gettempdir()) / f"connectionpools_fastapi-{os.getuid()}"
+        self._directory = default if directory is None else Path(directory).absolute()
+        if len(os.fsencode(self._directory)) + len(name) + len("/.000") > LONGEST_ADDRESS:
+            msg = f"budget {name!r}: the path of its directory is too long for a socket; pass a shorter directory="
+            raise PoolConfigError(msg)
+
+    async def join(self, member: Member) -> "HostMembership":
+        """Become a member; a pool calls this as it opens.
+
+        Args:
+            member: The pool.
+
+        Returns:
+            The pool's share of the tokens.
+
+        Raises:
+            PoolConfigError: If another process has another total, or the file cannot be used.
+        """
+        directory = open_directory(self._directory)
+        try:
+            file = TokenFile(directory, self.name, self.total)
+        except OSError as error:
+            msg = f"budget {self.name!r}: its file in {str(self._directory)!r} cannot be opened: {error.strerror}"
+            raise PoolConfigError(msg) from None
+        finally:
+            os.close(directory)
+        try:
+            with anyio.move_on_after(JOIN_WITHIN):
+                while not file.try_join(self.name):  # noqa: ASYNC110 - another process sets no event here
+                    await anyio.sleep(LOOK_EVERY)
+                membership = HostMembership(self, file, self._directory, member)
+                await membership.listen()
+                self._warn_if_small(file.members())
+                return membership
+            msg = f"budget {self.name!r}: another process has been joining for {JOIN_WITHIN:g} s; see if it is stopped"
+            raise PoolConfigError(msg)
+        except BaseException:
+            file.close()
+            raise
+
+    def _warn_if_small(self, members: int) -> None:
+        if members * max(1, self.floor) > self.total:
+            logger.warning(
+                "budget %r: total=%d is too small for %d members, each of which needs %d; raise it",
+                *(self.name, self.total, members, max(1, self.floor)),
+            )
+
+
+class HostMembership:
+    """A pool's share of a HostBudget."""
+
+    def __init__(self, budget: HostBudget, file: TokenFile, directory: Path, member: Member) -> None:
+        """Hold a file that has joined; `listen` completes it."""
+        self._budget = budget
+        self._file = file
+        self._member = member
+        self._addresses = f"{directory}/{budget.name}."  # a member's number completes its address
+        self._turn = anyio.Lock()  # one task looks for tokens, and the others wait for their turn
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._questions: UNIXDatagramSocket
+
+    async def listen(self) -> None:
+        """Let the other members ask for tokens from now on."""
+        self._questions = await anyio.create_unix_datagram_socket(local_path=self._address(), local_mode=0o600)
+        self._member.spawn(self._answer)
+
+    async def _answer(self) -> None:
+        try:
+            async for question, _ in self._questions:
+                (held,) = QUESTION.unpack(question)
+                self._member.give_way(None if held == UNUSED_ONLY else held)
+        except anyio.ClosedResourceError:  # by `leave`
+            pass
+        except BaseException:  # the loop has ended without the pool
+            self._end()
+            raise
+
+    async def take(self) -> None:
+        """Take a token, and wait for one for as long as it takes; see `Membership`."""
+        async with self._turn:
+            looks = 0
+            while not self._file.take():
+                if looks % ASK_EVERY == 0:
+                    self._ask_others(looks // ASK_EVERY)
+                looks += 1
+                await anyio.sleep(LOOK_EVERY)
+
+    def give_back(self) -> None:
+        """Give a token back that was taken. From any thread."""
+        self._file.give_back()
+
+    def leave(self) -> None:
+        """Give everything back, and end. From any thread."""
+        self._end()
+        with suppress(RuntimeError):  # the loop has ended, and the socket with it
+            self._member.spawn(self._questions.aclose)
+
+    def _end(self) -> None:
+        # The address goes first: once the file is closed, another member may have this number.
+        if self._file.is_open():
+            Path(self._address()).unlink(missing_ok=True)
+            self._file.close()
+        self._sender.close()
+
+    def stats(self) -> BudgetStats:
+        """Return how many tokens are used, and by which processes. From any thread."""
+        counts = self._file.counts()
+        members: Counter[str] = Counter()
+        for number, held in counts.items():
+            members[f"process {self._file.process(number)}"] += held
+        return BudgetStats(
+            name=self._budget.name,
+            total=self._budget.total,
+            used=counts.total(),
+            held=counts[self._file.number],
+            members=dict(members),
+        )
+
+    def _ask_others(self, question: int) -> None:
+        """Ask all others for an unused resource, and the one with the most tokens for the next that it gets back."""
+        own = self._file.number
+        counts = self._file.counts()
+        richer = [number for number, held in counts.most_common() if number != own and held > counts[own] + 1]
+        asked = richer[question // PATIENCE % len(richer)] if richer else None
+        for number, held in counts.items():
+            if number != own and held > self._budget.floor:
+                self._send(number, counts[own] if number == asked else UNUSED_ONLY)
+
+    def _send(self, number: int, question: int) -> None:
+        # A member that has just ended hears nothing; one with many questions to answer needs no further one.
+        with suppress(OSError):
+            self._sender.sendto(QUESTION.pack(question), self._address(number))
+
+    def _address(self, number: int | None = None) -> str:
+        return self._addresses + str(self._file.number if number is None else number)
