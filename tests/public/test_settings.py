@@ -39,7 +39,7 @@ def test_nonsense_in_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_options_are_the_same_wherever_stated() -> None:
     """The signature and the settings are what a user reads in an editor, so they state the options again."""
     hooks = {"manager", "create", "check", "doubtful", "change", "clean", "lend", "broken"}
-    of_the_code = {"name", "blocking", "clock"}
+    of_the_code = {"name", "budget", "blocking", "clock"}
     stated = {name: of for name, of in inspect.signature(ConnectionPool).parameters.items() if name not in hooks}
     types = {name: of.annotation for name, of in stated.items()}
     assert types == get_type_hints(Options)
