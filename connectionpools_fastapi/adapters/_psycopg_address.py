@@ -9,6 +9,9 @@ from psycopg import AsyncConnection, ProgrammingError
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import Conninfo
 
+from connectionpools_fastapi.errors import PoolConfigError, own
+
+from ._options import check_address
 from ._postgres import address_hint, advice
 
 _ENCODE = "percent-encode special characters of the password, as urllib.parse.quote(password, safe='') does"
@@ -23,7 +26,48 @@ _WORDS = {
 _FORM = "write postgresql://user:password@host:5432/database, or host=... dbname=..."
 
 
-def unknown_options(names: Iterable[str]) -> list[str]:
+CONNECT_WITHIN = 5
+
+
+class Target:
+    """Where a manager connects to, and with which options."""
+
+    def __init__(self, manager: str, driver: str, dsn: object, options: dict[str, Any]) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            PoolConfigError: If the DSN is neither a str nor a callable, or an option is unknown.
+        """
+        check_address(manager, "dsn", dsn)
+        if unknown := _unknown_options(options):
+            raise PoolConfigError(f"{manager}: psycopg.{driver}.connect takes no {', '.join(unknown)}")
+        self._manager = manager
+        self._options = options
+
+    def options_for(self, dsn: object) -> dict[str, Any]:
+        """Return the options to connect with.
+
+        Raises:
+            PoolConfigError: If the DSN, now known, cannot be read.
+        """
+        if not isinstance(dsn, str):
+            raise self.mistake(f"the callable given as dsn must return a str, and returned {type(dsn).__name__}")
+        parts, found = read(dsn)
+        if found is not None:
+            raise self.mistake(found)
+        return self._options if "connect_timeout" in parts else {"connect_timeout": CONNECT_WITHIN, **self._options}
+
+    def explain(self, error: Exception) -> Exception:
+        """Return what to raise for a failure to connect: PoolConfigError if waiting does not mend it, else itself."""
+        found = _refusal(error)
+        return error if found is None else self.mistake(found)
+
+    def mistake(self, what: str) -> PoolConfigError:
+        """Say why the manager cannot connect."""
+        return own(PoolConfigError(f"{self._manager} cannot connect: {what}"))
+
+
+def _unknown_options(names: Iterable[str]) -> list[str]:
     """Return the names that neither psycopg nor libpq knows."""
     of_psycopg = inspect.signature(AsyncConnection.connect).parameters.keys() - {"conninfo", "kwargs"}
     of_libpq = {option.keyword.decode() for option in Conninfo.get_defaults()}
@@ -60,7 +104,7 @@ def _is_torn(parts: dict[str, Any]) -> bool:
     return in_database or any("@" in str(parts.get(name, "")) for name in ("host", "port"))
 
 
-def refusal(error: Exception) -> str | None:
+def _refusal(error: Exception) -> str | None:
     """Say what to do about a failure to connect, if waiting does not mend it."""
     if isinstance(error, ProgrammingError):  # raised before anything is sent; its text may contain a part of the DSN
         return "an option has a value that psycopg cannot read: check the options, as connect_timeout"

@@ -1,7 +1,9 @@
-"""Asks the operating system whether data has arrived at an idle connection; needs no driver."""
+"""What the operating system knows of a driver's socket, and does with it; needs no driver."""
 
 import select
+import socket
 import sys
+from contextlib import suppress
 
 
 def has_news(fileno: int) -> bool:
@@ -18,3 +20,17 @@ def has_news(fileno: int) -> bool:
     poll = select.poll()  # select takes no number above 1,023
     poll.register(fileno, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def shut_down(fileno: int) -> None:
+    """End a connection for both ends, so that what waits at its socket is woken; the socket stays open.
+
+    Args:
+        fileno: The number of its socket.
+    """
+    with suppress(OSError):  # the other end has gone
+        end = socket.socket(fileno=fileno)
+        try:
+            end.shutdown(socket.SHUT_RDWR)
+        finally:
+            end.detach()

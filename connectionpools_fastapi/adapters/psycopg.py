@@ -1,26 +1,15 @@
-"""PsycopgManager: connections of psycopg 3 to PostgreSQL; needs the extra `psycopg`."""
+"""Managers for psycopg 3, async and sync, to PostgreSQL; need the extra `psycopg`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from math import inf
-from time import monotonic
 from typing import Any
 
 from connectionpools_fastapi import Loan, Verdict
-from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
-from ._options import Reset, check_address, check_reset, current
-from ._postgres import (
-    LOOK_WITHIN,
-    READ_ONLY,
-    ROUNDS,
-    TAKES_NO_WRITES,
-    shares_sessions,
-    verdict,
-    warn_of_shared_sessions,
-)
+from ._options import Reset, check_reset, current
+from ._postgres import LOOK_WITHIN, ROUNDS, shares_sessions, warn_of_shared_sessions
 from ._readiness import readiness_of
 from ._socket import has_news
 
@@ -37,42 +26,15 @@ except ImportError as _error:
     )
     raise ImportError(msg) from _error
 
-from ._psycopg_address import read, refusal, unknown_options
-from ._psycopg_connection import CLOSE_WITHIN, Connection, Wire
+from ._psycopg_address import Target
+from ._psycopg_connection import Connection
+from ._psycopg_leases import CLOSE_WITHIN
+from ._psycopg_scripts import POOLED_OPTIONS, Refusals, backend, end_lease
+from ._psycopg_sync import SyncPsycopgManager
+
+__all__ = ["PsycopgManager", "SyncPsycopgManager"]
 
 Dsn = str | Callable[[], str | Awaitable[str]]
-
-# DISCARD ALL must be the only statement. To end a transaction in the same round trip, its parts are sent, as
-# PostgreSQL's manual lists them.
-DISCARD_ALL = b"DISCARD ALL"
-ROLLBACK_AND_DISCARD_ALL = b"""
-ROLLBACK;
-CLOSE ALL;
-SET SESSION AUTHORIZATION DEFAULT;
-RESET ALL;
-DEALLOCATE ALL;
-UNLISTEN *;
-SELECT pg_catalog.pg_advisory_unlock_all();
-DISCARD PLANS;
-DISCARD TEMP;
-DISCARD SEQUENCES
-"""
-
-# Asked before a rollback, in the same round trip: whether the transaction has written anything.
-VERSION_13 = 13_00_00
-HAS_WRITTEN = b"SELECT pg_catalog.pg_current_xact_id_if_assigned(); "
-HAS_WRITTEN_BEFORE_13 = b"SELECT pg_catalog.txid_current_if_assigned(); "
-
-CONNECT_WITHIN = 5
-
-POOLED_OPTIONS = (
-    "reset='transaction', and prepare_threshold=None unless it is PgBouncer 1.22 or newer with "
-    "max_prepared_statements above 0 and libpq is of version 17"
-)
-
-# How often, at most, all connections are asked whether their server takes writes, in seconds: some never do.
-COUNT_EVERY = 1.0
-UNKNOWN = -1
 
 
 class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
@@ -138,18 +100,13 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         Raises:
             PoolConfigError: If `dsn`, `reset` or an option cannot work or is unknown.
         """
-        check_address("PsycopgManager", "dsn", dsn)
         check_reset("PsycopgManager", reset)
+        self._target = Target("PsycopgManager", "AsyncConnection", dsn, options)
         self._dsn = dsn
-        self._reset = reset
+        self._reset: Reset = reset
         self._init = init
-        self._options = options
-        if unknown := unknown_options(options):
-            raise PoolConfigError(f"PsycopgManager: psycopg.AsyncConnection.connect takes no {', '.join(unknown)}")
         self._has_looked_for_pooler = False
-        # Counts refused writes; connections that know a lower count have to ask whether their server takes writes.
-        self._refusals = 0
-        self._counted_at = -inf
+        self._refusals = Refusals()
 
     async def create(self) -> AsyncConnection[Any]:
         """Connect.
@@ -165,11 +122,11 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise _mistake("psycopg runs on asyncio only, and this is another event loop") from None
-        refusals = self._refusals
+            raise self._target.mistake("psycopg runs on asyncio only, and this is another event loop") from None
+        refusals = self._refusals.count
         connection = await self._connect()
         try:
-            connection.wire.readiness = readiness_of(loop)
+            connection.tasks.readiness = readiness_of(loop)
             connection.wire.refusals = refusals
             if not self._has_looked_for_pooler:
                 self._has_looked_for_pooler = True
@@ -185,31 +142,28 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
 
     async def _connect(self) -> Connection:
         dsn = await current(self._dsn)
-        if not isinstance(dsn, str):
-            raise _mistake(f"the callable given as dsn must return a str, and returned {type(dsn).__name__}")
-        parts, found = read(dsn)
-        if found is None:
-            options = (
-                self._options if "connect_timeout" in parts else {"connect_timeout": CONNECT_WITHIN, **self._options}
-            )
-            try:
-                return await Connection.connect(dsn, **options)
-            except Error as error:
-                found = refusal(error)
-                if found is None:
-                    raise
-        raise _mistake(found)
+        options = self._target.options_for(dsn)
+        try:
+            return await Connection.connect(dsn, **options)
+        except Error as error:
+            found = self._target.explain(error)
+            if found is error:
+                raise
+        raise found
 
     async def _look_for_pooler(self, connection: Connection) -> None:
         """Warn if a pooler gives each transaction another session of the server."""
         shares = False
         with suppress(Exception):  # a failure here must not prevent the connection
-            if await connection.backend() == connection.pgconn.backend_pid:
+            if await connection.run(backend(connection)) == connection.pgconn.backend_pid:
                 return
             async with asyncio.timeout(LOOK_WITHIN):
                 other = await self._connect()
                 try:
-                    pids = [(await connection.backend(), await other.backend()) for _ in range(ROUNDS)]
+                    pids = [
+                        (await connection.run(backend(connection)), await other.run(backend(other)))
+                        for _ in range(ROUNDS)
+                    ]
                 finally:
                     await other.close()
             shares = shares_sessions(*zip(*pids, strict=True))
@@ -228,13 +182,8 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         if resource.closed or resource.pgconn.transaction_status != TransactionStatus.IDLE:
             return False
         assert isinstance(resource, Connection)  # noqa: S101 - create makes no other
-        wire, refusals = resource.wire, self._refusals
-        if wire.refusals == refusals:
-            await resource.tend(resource.ask(b""))
-            return True
-        (takes_no_writes,) = await resource.tend(resource.ask(TAKES_NO_WRITES.encode()))
-        wire.refusals = refusals
-        return not takes_no_writes.ntuples
+        works: bool = await resource.tend(resource.run(self._refusals.check(resource)))
+        return works
 
     def doubtful(self, resource: AsyncConnection[Any]) -> bool:
         """Whether a connection was closed, as far as this end knows, without a round trip.
@@ -245,8 +194,8 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         Returns:
             Whether it has to be checked before it is used.
         """
-        wire: Wire = resource.wire  # type: ignore[attr-defined] # create makes no other
-        return wire.refusals != self._refusals or resource.closed or has_news(resource.fileno())
+        connection: Any = resource
+        return connection.wire.refusals != self._refusals.count or resource.closed or has_news(resource.fileno())
 
     async def change(self, resource: AsyncConnection[Any]) -> None:
         """Reset a connection, as the class describes.
@@ -259,32 +208,9 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
             Error: psycopg's own error, with the same meaning.
         """
         assert isinstance(resource, Connection)  # noqa: S101 - create makes no other
-        if fault := resource.fault():
-            raise own(PoolError(fault))
-        if resource.pgconn.transaction_status == TransactionStatus.IDLE:
-            resource.end_lease()
-            if self._reset == "session":
-                await resource.tend(resource.ask(DISCARD_ALL))
-        else:
-            await self._roll_back(resource)
-        if self._reset == "session":
-            resource.forget_prepared()
-        else:
-            resource.restore_preparing()
-
-    async def _roll_back(self, connection: Connection) -> None:
-        loan = connection.end_lease()
-        script = b"ROLLBACK" if self._reset == "transaction" else ROLLBACK_AND_DISCARD_ALL
-        has_failed = connection.pgconn.transaction_status != TransactionStatus.INTRANS
-        if loan is None or loan.has_failed or has_failed:  # the loss is intended
-            await connection.tend(connection.ask(script))
-        else:
-            question = HAS_WRITTEN if connection.pgconn.server_version >= VERSION_13 else HAS_WRITTEN_BEFORE_13
-            written, *_ = await connection.tend(connection.ask(question + script))
-            if written.get_value(0, 0) is not None:
-                loan.warn(connection.lost)
-        if self._reset == "transaction":
-            await connection.clear_prepared()
+        steps = end_lease(resource, self._reset)
+        if steps is not None:
+            await resource.tend(resource.run(steps))
 
     def lend(self, resource: AsyncConnection[Any], loan: Loan) -> AsyncConnection[Any]:
         """Make the connection that a lease gets; after the lease it raises `NotLeased`.
@@ -297,7 +223,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
             An AsyncConnection with its own state on the same socket.
         """
         connection: Any = resource
-        lent: AsyncConnection[Any] = connection.lend(loan)
+        lent: AsyncConnection[Any] = connection.leases.lend(connection, loan)
         return lent
 
     def broken(self, resource: AsyncConnection[Any], error: Exception) -> Verdict | None:
@@ -313,14 +239,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
             server whether it takes writes at all. None for other errors.
         """
         assert isinstance(resource, Connection)  # noqa: S101 - as above
-        code = getattr(error, "sqlstate", None)
-        if code != READ_ONLY:
-            return verdict(code)
-        resource.wire.refusals = UNKNOWN
-        if (now := monotonic()) - self._counted_at >= COUNT_EVERY:
-            self._counted_at = now
-            self._refusals += 1
-        return "check"
+        return self._refusals.judge(resource.wire, error)
 
     async def clean(self, resource: AsyncConnection[Any]) -> None:
         """Close a connection; a query that still runs is cancelled, within a second.
@@ -334,11 +253,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
                 async with asyncio.timeout(CLOSE_WITHIN):
                     await resource.break_off()
         finally:
-            resource.wire.readiness = None
+            resource.tasks.readiness = None
             await resource.close()
             if resource.lent is not None and not resource.wire.waits:
-                resource.end_lease()
-
-
-def _mistake(what: str) -> PoolConfigError:
-    return own(PoolConfigError(f"PsycopgManager cannot connect: {what}"))
+                resource.leases.end(resource)

@@ -28,10 +28,12 @@ from psycopg.waiting import WAIT_R
 from connectionpools_fastapi import ConnectionPool, NotLeased, PoolConfigError, ResourceUnavailable
 from connectionpools_fastapi.adapters import _readiness
 from connectionpools_fastapi.adapters._psycopg_address import read
+from connectionpools_fastapi.adapters._psycopg_scripts import ask
 from connectionpools_fastapi.adapters._readiness import Readiness
-from connectionpools_fastapi.adapters.psycopg import PsycopgManager
+from connectionpools_fastapi.adapters.psycopg import PsycopgManager, SyncPsycopgManager
 from tests import psycopg_pools
 from tests.psycopg_pools import (
+    SESSION,
     WAIT,
     Connection,
     Pool,
@@ -105,28 +107,6 @@ async def until_running(connection: Connection, backend: int, what: str) -> None
 
 # --- what a lease leaves behind ---------------------------------------------------------------------
 
-# What it does; what the next one asks; what it is told if nothing was left behind, and if something was.
-SESSION = {
-    "role": ("SET ROLE pg_monitor", "SELECT current_user", "postgres", "pg_monitor"),
-    "user": ("SET SESSION AUTHORIZATION pg_monitor", "SELECT session_user", "postgres", "pg_monitor"),
-    "own setting": ("SET app.name = 'alice'", "SELECT coalesce(current_setting('app.name', true), '')", "", "alice"),
-    "setting": ("SET search_path = elsewhere", "SHOW search_path", '"$user", public', "elsewhere"),
-    "temporary table": ("CREATE TEMP TABLE mine ()", "SELECT count(*) FROM pg_class WHERE relname = 'mine'", 0, 1),
-    "advisory lock": (
-        "SELECT pg_advisory_lock(4711)",
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
-        0,
-        1,
-    ),
-    "listening": ("LISTEN gossip", "SELECT count(*) FROM pg_listening_channels()", 0, 1),
-    "statement": ("PREPARE mine AS SELECT 1", "SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'", 0, 1),
-    "cursor": (
-        "DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
-        "SELECT count(*) FROM pg_cursors WHERE name = 'mine'",
-        0,
-        1,
-    ),
-}
 each_trace = pytest.mark.parametrize(("leave", "question", "fresh", "left"), SESSION.values(), ids=SESSION)
 
 
@@ -611,7 +591,7 @@ async def test_a_slow_reset_does_not_keep_the_loop_busy(postgres_url: str, monke
     turns = count(1)
     select = selector.select
     monkeypatch.setattr(selector, "select", lambda timeout: next(turns) and select(timeout))
-    await connection.tend(connection.ask(b"SELECT pg_sleep(0.3)"))
+    await connection.tend(connection.run(ask(connection, b"SELECT pg_sleep(0.3)")))
     assert next(turns) < 100
     await manager.clean(connection)
 
@@ -669,8 +649,8 @@ async def test_a_pool_that_is_closed_keeps_no_epoll(postgres_url: str, monkeypat
         another.lease() as other,
     ):
         assert await value(connection, "SELECT 1") == await value(other, "SELECT 1")
-        readiness: Any = connection.wire.readiness  # type: ignore[attr-defined] # ours
-        assert readiness is other.wire.readiness is _readiness.readiness_of(loop)  # type: ignore[attr-defined] # as above
+        readiness: Any = connection.tasks.readiness  # type: ignore[attr-defined] # ours
+        assert readiness is other.tasks.readiness is _readiness.readiness_of(loop)  # type: ignore[attr-defined] # as above
         weakref.finalize(readiness, is_gone.set)
         del readiness
     async with asyncio.timeout(WAIT):
@@ -806,11 +786,12 @@ MISTAKES: dict[str, tuple[Callable[[str], Any], str]] = {
 }
 
 
+@pytest.mark.parametrize("kind", [PsycopgManager, SyncPsycopgManager])
 @pytest.mark.parametrize(("spoil", "remedy"), MISTAKES.values(), ids=MISTAKES)
 async def test_mistake_is_one_line_without_secrets(
-    postgres_url: str, spoil: Callable[[str], Any], remedy: str, caplog: pytest.LogCaptureFixture
+    postgres_url: str, kind: Any, spoil: Callable[[str], Any], remedy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pool = ConnectionPool(PsycopgManager(spoil(postgres_url)))
+    pool: Any = ConnectionPool(kind(spoil(postgres_url)))
     async with pool:
         with pytest.raises(PoolConfigError) as error:
             await pool.acquire()

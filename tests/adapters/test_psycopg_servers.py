@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from psycopg import AsyncConnection, AsyncCursor
 
 from connectionpools_fastapi import ConnectionPool, PoolConfigError
-from connectionpools_fastapi.adapters import psycopg as adapter
+from connectionpools_fastapi.adapters import _psycopg_scripts
 from connectionpools_fastapi.adapters.psycopg import PsycopgManager
 from tests.programs import pgbouncer
 from tests.psycopg_pools import (
@@ -128,7 +128,7 @@ async def test_requested_read_only_transaction_retires_nothing(
 
 
 async def test_read_only_server_is_not_asked_all_the_time(other_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "COUNT_EVERY", 1000.0)
+    monkeypatch.setattr(_psycopg_scripts, "COUNT_EVERY", 1000.0)
     async with demoted(other_url), pool_of(other_url, limit=2) as pool:
         for _ in range(5):
             one, other = await pool.acquire(), await pool.acquire()

@@ -1,0 +1,307 @@
+"""SyncPsycopgManager: psycopg's connections for threads and `def` endpoints; needs psycopg."""
+
+import inspect
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from psycopg import Connection, Error
+from psycopg.pq import TransactionStatus
+
+from connectionpools_fastapi import Loan, Verdict
+from connectionpools_fastapi.errors import PoolConfigError
+from connectionpools_fastapi.manager import ResourceManager
+
+from ._options import Reset, check_reset
+from ._postgres import LOOK_WITHIN, ROUNDS, shares_sessions, warn_of_shared_sessions
+from ._psycopg_address import Target
+from ._psycopg_leases import (
+    CLOSE_WITHIN,
+    LOST,
+    Leases,
+    Wire,
+    limited,
+    missing,
+    owns_socket,
+    shown_as_over,
+    within,
+)
+from ._psycopg_scripts import POOLED_OPTIONS, Refusals, backend, end_lease
+from ._socket import has_news, shut_down
+
+NAME = "SyncPsycopgManager"
+
+
+class SyncPsycopgManager(ResourceManager[Connection[Any]]):
+    """Connects threads and `def` endpoints to PostgreSQL by psycopg 3, and resets each connection between two leases.
+
+    Write `ConnectionPool(SyncPsycopgManager("postgresql://..."), limit=10, name="db")`. Its hooks are
+    `def`, so that its pool belongs to no event loop. It does what `PsycopgManager` does, for a
+    `psycopg.Connection`: each lease gets its own, which raises `NotLeased` after the lease, as
+    does what was made from it; each `reset` resets the same at the same cost; a connection to a
+    server that takes no writes any more is replaced.
+
+    A thread that still uses the connection when its lease ends costs the connection: the manager
+    cancels its query on the server, and the thread gets psycopg's error, or `NotLeased`.
+
+    A silent server keeps its lease, and a thread. Limit the time:
+    `options="-c statement_timeout=30s"` for the server's own work, and `tcp_user_timeout=10000`
+    (milliseconds, on Linux) for a network that loses packets.
+
+    Example:
+        ```python
+        db = ConnectionPool(SyncPsycopgManager("postgresql://..."), limit=10, name="db")
+
+
+        @app.get("/visits")
+        def visits(conn: Annotated[Connection, Leased(db)]) -> int: ...
+        ```
+    """
+
+    def __init__(
+        self,
+        dsn: str | Callable[[], str] = "",
+        *,
+        reset: Reset = "session",
+        init: Callable[[Connection[Any]], object] | None = None,
+        **options: Any,
+    ) -> None:
+        """Describe the connections; they are made later.
+
+        Args:
+            dsn: Where to connect to, as a URL or "host=db dbname=app". A plain callable is called,
+                on a worker thread, for each connection, since credentials may have been rotated. An
+                empty one leaves it to `options`, and to the environment variables of libpq.
+            reset: What to reset after a lease: its whole "session", or only its "transaction".
+            init: A plain callable for each new connection, for adapters, handlers and an isolation
+                level, which stay. A reset undoes what it SETs: for settings write
+                `options="-c name=value"`, which is libpq's.
+            **options: For `psycopg.Connection.connect`, as `autocommit`, `row_factory` or
+                `sslmode`; `connect_timeout`, for each address of the host, is 5 seconds unless
+                the DSN says otherwise, and may be a part of a second.
+
+        Raises:
+            PoolConfigError: If `dsn`, `reset`, `init` or an option cannot work or is unknown.
+        """
+        check_reset(NAME, reset)
+        for name, given in (("dsn", dsn), ("init", init)):
+            if inspect.iscoroutinefunction(given):
+                raise PoolConfigError(f"{NAME}: {name} must not be async: use PsycopgManager, or write it with def")
+        self._target = Target(NAME, "Connection", dsn, options)
+        self._dsn = dsn
+        self._reset: Reset = reset
+        self._init = init
+        self._has_looked_for_pooler = False
+        self._refusals = Refusals()
+
+    def create(self) -> Connection[Any]:
+        """Connect.
+
+        Returns:
+            The new connection.
+
+        Raises:
+            PoolConfigError: If the DSN or an option is malformed, or if the server refuses the
+                user or the password or has no such database.
+            Exception: psycopg's own error, if the server cannot be reached or is not ready.
+        """
+        refusals = self._refusals.count
+        connection = self._connect()
+        try:
+            connection.wire.refusals = refusals
+            if not self._has_looked_for_pooler:
+                self._has_looked_for_pooler = True
+                self._look_for_pooler(connection)
+            if self._init is not None:
+                self._init(connection)
+                connection.rollback()  # ends the transaction that `init` may have begun
+            connection.leases = Leases(connection, threading.Lock)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _connect(self) -> "PooledConnection":
+        dsn = self._dsn() if callable(self._dsn) else self._dsn
+        options = self._target.options_for(dsn)
+        try:
+            return PooledConnection.connect(dsn, **options)
+        except Error as error:
+            found = self._target.explain(error)
+            if found is error:
+                raise
+        raise found
+
+    def _look_for_pooler(self, connection: "PooledConnection") -> None:
+        """Warn if a pooler gives each transaction another session of the server."""
+
+        def session(of: PooledConnection) -> int:
+            pid: int = of.run(within(LOOK_WITHIN, backend(of)))
+            return pid
+
+        shares = False
+        with suppress(Exception):  # a failure here must not prevent the connection
+            if session(connection) == connection.pgconn.backend_pid:
+                return
+            with self._connect() as other:
+                pids = [(session(connection), session(other)) for _ in range(ROUNDS)]
+            shares = shares_sessions(*zip(*pids, strict=True))
+        if shares:
+            warn_of_shared_sessions(NAME, POOLED_OPTIONS)
+
+    def check(self, resource: Connection[Any]) -> bool:
+        """Send the server an empty query, unless the driver knows that the connection cannot be used.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            False if it cannot be used; if the server is gone, an exception means the same.
+        """
+        if resource.closed or resource.pgconn.transaction_status != TransactionStatus.IDLE:
+            return False
+        connection: Any = resource
+        works: bool = connection.run(self._refusals.check(connection))
+        return works
+
+    def doubtful(self, resource: Connection[Any]) -> bool:
+        """Whether a connection was closed, as far as this end knows, without a round trip.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Whether it has to be checked before it is used.
+        """
+        connection: Any = resource
+        return connection.wire.refusals != self._refusals.count or resource.closed or has_news(resource.fileno())
+
+    def change(self, resource: Connection[Any]) -> None:
+        """Reset a connection, as the class describes.
+
+        Args:
+            resource: The connection.
+
+        Raises:
+            PoolError: If it cannot be reset, so that it has to be discarded.
+            Error: psycopg's own error, with the same meaning.
+        """
+        connection: Any = resource
+        steps = end_lease(connection, self._reset)
+        if steps is not None:
+            connection.run(steps)
+
+    def lend(self, resource: Connection[Any], loan: Loan) -> Connection[Any]:
+        """Make the connection that a lease gets; after the lease it raises `NotLeased`.
+
+        Args:
+            resource: The connection.
+            loan: The lease.
+
+        Returns:
+            A Connection with its own state on the same socket.
+        """
+        connection: Any = resource
+        lent: Connection[Any] = connection.leases.lend(connection, loan)
+        return lent
+
+    def broken(self, resource: Connection[Any], error: Exception) -> Verdict | None:
+        """Say what an error means for its connection.
+
+        Args:
+            resource: The connection.
+            error: The error.
+
+        Returns:
+            "discard" if the server ends the session, "expire" if it ends all of them, "check" if a
+            write was refused: `doubtful` then sends every connection to `check`, which asks the
+            server whether it takes writes at all. None for other errors.
+        """
+        connection: Any = resource
+        return self._refusals.judge(connection.wire, error)
+
+    def clean(self, resource: Connection[Any]) -> None:
+        """Close a connection; a query that still runs in another thread is cancelled, within two seconds.
+
+        Args:
+            resource: The connection.
+        """
+        connection: Any = resource
+        if connection.break_off():  # else it is closed when the thread lets it go: its server has seen its end
+            connection.close()
+            if connection.lent is not None:
+                connection.leases.end(connection)
+
+
+class PooledConnection(Connection[Any]):
+    """A connection of the pool, or the object of one lease: the same socket, and its own state.
+
+    Everything that psycopg sends passes `wait`, also from cursors, transactions and COPY. There an ended lease raises.
+    """
+
+    loan: Loan | None = None  # of a lease's object
+    lent: "PooledConnection | None" = None  # of the pool's connection: the object of the current lease
+    lost = LOST.format("", "")
+    leases: Leases
+
+    def __init__(self, pgconn: Any, *args: Any) -> None:
+        super().__init__(pgconn, *args)
+        self.wire = Wire(self)
+
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "", **options: Any) -> Any:
+        return limited(super()._connect_gen(conninfo, **options), conninfo)  # psycopg 3.2 applies the limit here
+
+    def __getattr__(self, name: str) -> Any:
+        return missing(self, name)
+
+    def __repr__(self) -> str:
+        return shown_as_over(self) or super().__repr__()
+
+    def __del__(self, *_: Any) -> None:
+        if owns_socket(self):
+            super().__del__()
+
+    def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+        loan, wire = self.loan, self.wire
+        wire.waits.add(gen)
+        try:
+            # A lease ends before `end_lease` looks for waits. So either this sees its end, or that sees this wait.
+            if loan is not None:
+                loan.check()
+            return super().wait(gen, *args, **options)
+        except Error as error:
+            if loan is not None:
+                loan.note(error)
+            raise
+        except (KeyboardInterrupt, SystemExit):  # psycopg has cancelled the query, perhaps too late
+            wire.was_cut_off = True
+            raise
+        finally:
+            wire.stop_waiting(gen)
+
+    def run(self, steps: Any) -> Any:
+        """Do what a script of the manager says."""
+        with self.lock:
+            return self.wait(steps)
+
+    def _should_cancel(self) -> bool:
+        if self.loan is not None:
+            self.loan.check()
+        return super()._should_cancel()
+
+    def break_off(self) -> bool:
+        """Stop the server's work for a connection that is about to be closed; return whether no thread uses it."""
+        if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
+            with suppress(Error, OSError):  # the server notices the end by itself
+                self.cancel_safe(timeout=CLOSE_WITHIN)
+        wire = self.wire
+        if wire.waits and not self.closed:
+            # Another thread listens to this socket, and libpq forbids closing it meanwhile.
+            let_go = threading.Event()
+            wire.let_go = let_go.set
+            shut_down(self.pgconn.socket)
+            if wire.waits:
+                let_go.wait(CLOSE_WITHIN)
+        return not wire.waits
