@@ -3,6 +3,7 @@
 import inspect
 import socket
 import ssl
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
@@ -34,10 +35,10 @@ INSTEAD = {
 }
 
 
-async def connect(dsn: str | None, options: dict[str, Any]) -> Any:
-    """Connect; the error about a wrong argument contains no secrets."""
+async def connect_by(function: Callable[..., Any], dsn: str | None, options: dict[str, Any]) -> Any:
+    """Connect by asyncpg's function or another one; the error about a wrong argument contains no secrets."""
     try:
-        return await asyncpg.connect(dsn, **options)
+        return await function(dsn, **options)
     except ssl.SSLCertVerificationError as error:  # it is also a ValueError
         check = str(error.verify_message).partition(",")[0]  # without the host
         text = (

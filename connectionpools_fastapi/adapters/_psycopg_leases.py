@@ -16,6 +16,7 @@ from psycopg.pq import PipelineStatus, TransactionStatus
 from psycopg.types import TypeInfo, TypesRegistry
 
 from connectionpools_fastapi import Loan
+from connectionpools_fastapi.errors import PoolConfigError
 
 CLOSE_WITHIN = 1.0
 LEAST_OF_PSYCOPG = 2  # seconds to connect
@@ -160,6 +161,23 @@ def fault(keeper: Any) -> str | None:
 
 
 # --- methods of a connection, which is the pool's or the object of one lease ------------------------
+
+
+def leasable(manager: str, kind: Any, of_driver: Any, pooled: Any) -> Any:
+    """Derive the pool's kind of connection from the application's.
+
+    Args:
+        manager: The name of the manager.
+        kind: The application's class.
+        of_driver: The class of psycopg that it is, or derives from.
+        pooled: The pool's own class, which derives from that too.
+
+    Raises:
+        PoolConfigError: If the application's class does not derive from psycopg's.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, of_driver)):
+        raise PoolConfigError(f"{manager}: connection_class must be a subclass of psycopg.{of_driver.__name__}")
+    return pooled if kind is of_driver else type(kind.__name__, (pooled, kind), {})
 
 
 def missing(connection: Any, name: str) -> Any:

@@ -21,6 +21,7 @@ from ._psycopg_leases import (
     LOST,
     Leases,
     Wire,
+    leasable,
     limited,
     missing,
     owns_socket,
@@ -65,6 +66,7 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
         *,
         reset: Reset = "session",
         init: Callable[[Connection[Any]], object] | None = None,
+        connection_class: type[Connection[Any]] = Connection,
         **options: Any,
     ) -> None:
         """Describe the connections; they are made later.
@@ -77,18 +79,21 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
             init: A plain callable for each new connection, for adapters, handlers and an isolation
                 level, which stay. A reset undoes what it SETs: for settings write
                 `options="-c name=value"`, which is libpq's.
+            connection_class: A subclass of `psycopg.Connection`, of which each lease gets an
+                object.
             **options: For `psycopg.Connection.connect`, as `autocommit`, `row_factory` or
                 `sslmode`; `connect_timeout`, for each address of the host, is 5 seconds unless
                 the DSN says otherwise, and may be a part of a second.
 
         Raises:
-            PoolConfigError: If `dsn`, `reset`, `init` or an option cannot work or is unknown.
+            PoolConfigError: If `dsn`, `reset`, `init`, `connection_class` or an option cannot work or is unknown.
         """
         check_reset(NAME, reset)
         for name, given in (("dsn", dsn), ("init", init)):
             if inspect.iscoroutinefunction(given):
                 raise PoolConfigError(f"{NAME}: {name} must not be async: use PsycopgManager, or write it with def")
         self._target = Target(NAME, "Connection", dsn, options)
+        self._kind = leasable(NAME, connection_class, Connection, PooledConnection)
         self._dsn = dsn
         self._reset: Reset = reset
         self._init = init
@@ -126,11 +131,13 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
         dsn = self._dsn() if callable(self._dsn) else self._dsn
         options = self._target.options_for(dsn)
         try:
-            return PooledConnection.connect(dsn, **options)
+            connection: PooledConnection = self._kind.connect(dsn, **options)
         except Error as error:
             found = self._target.explain(error)
             if found is error:
                 raise
+        else:
+            return connection
         raise found
 
     def _look_for_pooler(self, connection: "PooledConnection") -> None:

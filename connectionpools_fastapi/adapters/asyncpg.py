@@ -32,7 +32,7 @@ try:
 
     if not hasattr(asyncpg.Connection, "get_reset_query"):
         raise ImportError(f"asyncpg {asyncpg.__version__} is too old")
-    from ._asyncpg_connect import KNOWN, connect, instead, mistake
+    from ._asyncpg_connect import KNOWN, connect_by, instead, mistake
     from ._asyncpg_connection import ROLLBACK, Leasable, leasable
 except ImportError as _error:
     msg = (
@@ -117,6 +117,7 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         *,
         reset: Reset = "session",
         init: Callable[[asyncpg.Connection], Awaitable[object]] | None = None,
+        connect: Callable[..., Awaitable[asyncpg.Connection]] | None = None,
         **options: Any,
     ) -> None:
         """Describe the connections; they are made later.
@@ -128,6 +129,8 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
             reset: What to reset after a lease: its whole "session", or only its "transaction".
             init: Called with each new connection, for type codecs and query loggers, which
                 stay. Settings go to `server_settings`: a reset undoes those that `init` makes.
+            connect: Called instead of `asyncpg.connect`, with the same arguments, as a connector of
+                a cloud provider needs it. It has to pass `connection_class` on.
             **options: For `asyncpg.connect`, such as `ssl` or `server_settings`. `timeout`, for
                 connecting, is 5 seconds by default. `command_timeout`, for each query, has no
                 default, since a long query may be intended: set it, or a server that has
@@ -146,6 +149,7 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         self._dsn = dsn
         self._resets_session = reset == "session"
         self._init = init
+        self._connect = connect
         self._options = {"timeout": CONNECT_WITHIN, **options}
         self._options["connection_class"] = leasable(kind)
         self._connections: WeakSet[Leasable] = WeakSet()
@@ -169,8 +173,10 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         except RuntimeError:
             raise mistake("asyncpg needs asyncio, and this is another event loop") from None
         dsn = await current(self._dsn)
-        connection = await connect(dsn, self._options)
+        connection = await connect_by(self._connect or asyncpg.connect, dsn, self._options)
         try:
+            if not issubclass(type(connection), Leasable):  # asyncpg takes any connection for an instance
+                raise mistake("what `connect` returns is not of its connection_class. Pass that on to asyncpg.connect")
             if not self._has_looked_for_pooler:
                 self._has_looked_for_pooler = True
                 await self._look_for_pooler(connection, dsn)
@@ -310,7 +316,7 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
             ):
                 return
             async with asyncio.timeout(LOOK_WITHIN):
-                other = await connect(dsn, self._options)
+                other = await connect_by(self._connect or asyncpg.connect, dsn, self._options)
                 try:
                     pids = [(await _backend_pid(connection), await _backend_pid(other)) for _ in range(ROUNDS)]
                 finally:

@@ -28,7 +28,7 @@ except ImportError as _error:
 
 from ._psycopg_address import Target
 from ._psycopg_connection import Connection
-from ._psycopg_leases import CLOSE_WITHIN
+from ._psycopg_leases import CLOSE_WITHIN, leasable
 from ._psycopg_scripts import POOLED_OPTIONS, Refusals, backend, end_lease
 from ._psycopg_sync import SyncPsycopgManager
 
@@ -80,6 +80,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         *,
         reset: Reset = "session",
         init: Callable[[AsyncConnection[Any]], Awaitable[object]] | None = None,
+        connection_class: type[AsyncConnection[Any]] = AsyncConnection,
         **options: Any,
     ) -> None:
         """Describe the connections; they are made later.
@@ -93,15 +94,18 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
             init: Called with each new connection, for adapters, handlers and an isolation
                 level, which stay. A reset undoes what it SETs: for settings write
                 `options="-c name=value"`, which is libpq's.
+            connection_class: A subclass of `psycopg.AsyncConnection`, of which each lease gets an
+                object.
             **options: For `psycopg.AsyncConnection.connect`, as `autocommit`, `row_factory`
                 or `sslmode`; `connect_timeout`, for each address of the host, is 5 seconds
                 unless the DSN says otherwise, and may be a part of a second.
 
         Raises:
-            PoolConfigError: If `dsn`, `reset` or an option cannot work or is unknown.
+            PoolConfigError: If `dsn`, `reset`, `connection_class` or an option cannot work or is unknown.
         """
         check_reset("PsycopgManager", reset)
         self._target = Target("PsycopgManager", "AsyncConnection", dsn, options)
+        self._kind = leasable("PsycopgManager", connection_class, AsyncConnection, Connection)
         self._dsn = dsn
         self._reset: Reset = reset
         self._init = init
@@ -144,11 +148,13 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         dsn = await current(self._dsn)
         options = self._target.options_for(dsn)
         try:
-            return await Connection.connect(dsn, **options)
+            connection: Connection = await self._kind.connect(dsn, **options)
         except Error as error:
             found = self._target.explain(error)
             if found is error:
                 raise
+        else:
+            return connection
         raise found
 
     async def _look_for_pooler(self, connection: Connection) -> None:

@@ -607,6 +607,30 @@ def test_what_cannot_be_meant_is_refused_at_once() -> None:
         AsyncpgManager("postgresql://localhost", connection_class=AsyncpgManager)
 
 
+async def test_connect_of_the_application_makes_the_connections(postgres_url: str) -> None:
+    made: list[Any] = []
+
+    async def connect(dsn: str, **options: Any) -> Any:
+        made.append(await asyncpg.connect(dsn, **options))
+        return made[-1]
+
+    async with pool_of(AsyncpgManager(postgres_url, connect=connect)) as pool, pool.lease() as connection:
+        assert await connection.fetchval("SELECT pg_backend_pid()") == made[0].get_server_pid()
+        assert len(made) == 1
+
+
+async def test_connect_that_drops_connection_class_is_told(postgres_url: str) -> None:
+    made: list[Any] = []
+
+    async def connect(dsn: str, **_: Any) -> Any:
+        made.append(await asyncpg.connect(dsn))
+        return made[-1]
+
+    with pytest.raises(PoolConfigError, match=r"what `connect` returns .* Pass that on to asyncpg\.connect"):
+        await AsyncpgManager(postgres_url, connect=connect).create()
+    assert made[0].is_closed()
+
+
 @pytest.mark.parametrize(
     ("options", "hint"),
     [

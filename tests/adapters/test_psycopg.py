@@ -734,6 +734,21 @@ async def test_options_go_to_psycopg(postgres_url: str) -> None:
             assert connection.info.get_parameters()["connect_timeout"] == "7"
 
 
+async def test_connection_class_works_as_lent(postgres_url: str) -> None:
+    class Mine(AsyncConnection[Any]):
+        async def count(self) -> Any:
+            return await value(self, "SELECT count(*) FROM pg_class")
+
+    async with pool_of(postgres_url, connection_class=Mine) as pool:
+        async with pool.lease() as connection:
+            assert isinstance(connection, Mine)
+            assert await connection.count() > 0
+        with pytest.raises(NotLeased):
+            await connection.count()
+    with pytest.raises(PoolConfigError, match=r"a subclass of psycopg\.AsyncConnection$"):
+        PsycopgManager(connection_class=psycopg.Connection)  # type: ignore[arg-type] # as tested
+
+
 async def test_lease_begins_with_the_role_of_connecting(postgres_url: str) -> None:
     """It begins outside of a transaction, although `init` has read."""
 

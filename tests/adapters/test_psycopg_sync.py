@@ -462,11 +462,25 @@ def test_connect_obeys_a_time_limit_below_two_seconds() -> None:
         ({"dsn": 7}, "a str or a callable; got int"),
         ({"sslmod": "require"}, r"psycopg\.Connection\.connect takes no sslmod"),
         ({"reset": "everything"}, "'session' or 'transaction'"),
+        ({"connection_class": psycopg.AsyncConnection}, r"connection_class must be a subclass of psycopg\.Connection"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_once(options: dict[str, Any], said: str) -> None:
     with pytest.raises(PoolConfigError, match=f"SyncPsycopgManager: .*{said}"):
         SyncPsycopgManager(**options)
+
+
+def test_connection_class_works_as_lent(postgres_url: str) -> None:
+    class Mine(Connection[Any]):
+        def count(self) -> Any:
+            return value(self, "SELECT count(*) FROM pg_class")
+
+    with pool_of(postgres_url, connection_class=Mine, reset="transaction") as pool:
+        with pool.lease() as connection:
+            assert isinstance(connection, Mine)
+            assert connection.count() > 0
+        with pytest.raises(NotLeased):
+            connection.count()
 
 
 @pytest.mark.parametrize("name", ["dsn", "init"])
