@@ -31,11 +31,12 @@ class Lease(Generic[T]):
     even if it raises. It cannot be entered twice.
     """
 
-    __slots__ = ("__weakref__", "_engine", "_holder", "_owner", "_phase", "_terms", "_turn")
+    __slots__ = ("__weakref__", "_engine", "_holder", "_owner", "_phase", "_responding_since", "_terms", "_turn")
 
     # Set when the lease begins.
     _turn: int  # which lease of its slot this is
     _owner: object  # the task, thread or request that holds it
+    _responding_since: float  # set when the response of its request has begun
 
     def __init__(self, engine: Any, terms: Any, holder: object) -> None:
         """Prepare a lease; use `ConnectionPool.lease`."""
@@ -171,6 +172,11 @@ class Lease(Generic[T]):
             raise self._used_up()
         self._phase = WAITING
         return self._hold(await self._engine.park(self._terms, current_task(), client), owner)
+
+    def note_response(self) -> None:
+        """Note that the response has begun while the lease goes on; only the first call counts. For the middleware."""
+        if not hasattr(self, "_responding_since"):
+            self._responding_since = self._engine.clock()
 
     def judge(self, error: BaseException) -> None:
         """Note that the block or the request ends with an error, and ask `broken` about it. For the middleware."""

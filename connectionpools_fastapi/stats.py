@@ -68,10 +68,19 @@ class Holder:
         name: The `holder` that its lease was given: with `Leased` the route, as "GET /items/{id}";
             else the name of the task or thread in which it began.
         age: For how long, in seconds.
+        wait: How long the caller waited for the lease, in seconds.
+        uses: How often the resource was leased, this lease included.
+        responding: For how long the request of the lease has been sending its response, in seconds: since the first
+            part of a stream, or the first message of a WebSocket. None before that, and if it is not known.
+        trace: The id of the trace of OpenTelemetry that the holder belongs to; None if there is none.
     """
 
     name: str
     age: float
+    wait: float = 0.0
+    uses: int = 1
+    responding: float | None = None
+    trace: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -171,12 +171,21 @@ class Endpoints:
 
 
 def _own_leases(pools: list[Observable]) -> list[dict[str, Any]]:
-    leases = [
-        {"pool": pool.name, "holder": holder.name, "age": holder.age}
-        for pool in pools
-        for holder in pool.holders() or ()
+    """Return the leases of this process, the longest first."""
+    found = [(pool.name, holder) for pool in pools for holder in pool.holders() or ()]
+    return [
+        {
+            "pool": pool,
+            "holder": holder.name,
+            "age": holder.age,
+            "wait": holder.wait,
+            "uses": holder.uses,
+            "responding": holder.responding,
+            "trace": holder.trace,
+            "worker": None,  # a process that is alone
+        }
+        for pool, holder in sorted(found, key=lambda each: -each[1].age)
     ]
-    return sorted(leases, key=lambda lease: -lease["age"])
 
 
 def _route_path(scope: Scope) -> str:

@@ -1,7 +1,8 @@
 """Exchange: a request and its response, as they pass through PoolMiddleware."""
 
+import gc
 from collections.abc import Awaitable, Callable
-from contextvars import Context
+from contextvars import Context, Token
 from types import TracebackType
 from typing import Any
 
@@ -34,7 +35,11 @@ class Exchange(RequestLeases):
     Each request has one, even if it uses no pool, so the parts that few requests need are made late.
     """
 
-    __slots__ = ("_has_ended", "_receive", "_running", "_scope", "_send", "_until_response", "_watcher", "begun")
+    __slots__ = (
+        *("_has_ended", "_receive", "_running", "_scope", "_send", "_until_response", "_watcher", "begun", "token"),
+    )
+
+    token: Token[Any]  # of its context variable; set by the middleware
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._leases = NO_LEASES  # these two as in RequestLeases: `super()` would double the cost
@@ -62,20 +67,29 @@ class Exchange(RequestLeases):
         """Send the application's message; give back before the last part of its response."""
         kind = message["type"]
         if kind in PARTS:
-            if self._leases and not message.get("more_body"):
-                self._has_ended = True
-                # While the endpoint runs, this may be a middleware's response: then the lease goes on.
-                if self._until_response and not self._running:
-                    self.end_response()
+            if self._leases:
+                if message.get("more_body"):
+                    self._note_response()
+                else:
+                    self._has_ended = True
+                    # While the endpoint runs, this may be a middleware's response: then the lease goes on.
+                    if self._until_response and not self._running:
+                        self.end_response()
         elif kind in BEGINNINGS:
             self.begun = kind
             if self._watcher is not None:
                 self._watcher.begin_response()
+        elif kind == "websocket.send":
+            self._note_response()
         return self._send(message)
 
     def is_answered(self) -> bool:
         """Whether its response has begun."""
         return self.begun is not None
+
+    def get_context(self) -> Context | None:
+        """Return the context in which it began. Only reports pay for this look-up; see `asyncio.Task.get_context`."""
+        return next((found for found in gc.get_referents(self.token) if isinstance(found, Context)), None)
 
     def keep_until_response(self, pool: ConnectionPool[Any], scope: Scope) -> None:
         """Make the last user leave only just before the last part of the response."""
@@ -126,6 +140,10 @@ class Exchange(RequestLeases):
         self._running -= 1
         if error is not None:
             self.judge(error)
+
+    def _note_response(self) -> None:
+        for lease in self._leases.values():
+            lease.note_response()
 
     def _owner(self) -> object:
         return self

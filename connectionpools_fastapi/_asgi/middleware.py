@@ -90,7 +90,7 @@ class PoolMiddleware:
             await (self._lifespan if kind == "lifespan" else self.app)(scope, receive, send)
             return
         exchange = scope[SCOPE_KEY] = Exchange(scope, receive, send)
-        before = REQUEST.set(exchange)
+        exchange.token = REQUEST.set(exchange)
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except Exception as error:
@@ -105,7 +105,7 @@ class PoolMiddleware:
         finally:
             exchange.close()
             scope.pop(SCOPE_KEY, None)  # else a cycle through the server's `send` would be left to the collector
-            REQUEST.reset(before)
+            REQUEST.reset(exchange.token)
 
     async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the wiring; if the start fails, the server's log gets one clear line, not a traceback."""

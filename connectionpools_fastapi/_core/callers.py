@@ -117,6 +117,7 @@ class Callers(Generic[T]):
         if self._held.is_unscheduled:
             self._held.schedule(now)
         waited = now - waiter.asked_at
+        slot.waited = (slot.leases, waited)
         self._counters.wait.record(waited)
         if self.notifies_leases:
             self._effects.notify("on_acquire", waited)

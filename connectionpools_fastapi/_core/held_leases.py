@@ -29,13 +29,27 @@ class LeaseSnapshot:
     holder: object
     lease: object
     age: float
+    wait: float  # how long its caller waited for it
+    uses: int  # how often the resource was leased, this lease included
+    responding: float | None  # how long ago its request's response has begun
     stack: Stack | None
 
     @classmethod
     def of(cls, slot: Slot[Any], now: float) -> Self:
         """Take a snapshot of a slot's lease."""
-        lease = slot.lease
-        return cls(slot.holder, lease() if lease is not None else None, now - slot.since, slot.stack)
+        reference = slot.lease  # read once: it ends without the pool's lock
+        lease = reference() if reference is not None else None
+        began_at: float | None = getattr(lease, "_responding_since", None)
+        number, waited = slot.waited
+        return cls(
+            slot.holder,
+            lease,
+            age=now - slot.since,
+            wait=waited if number == slot.leases else 0.0,
+            uses=slot.leases,
+            responding=None if began_at is None else now - began_at,
+            stack=slot.stack,
+        )
 
 
 def owner_of(slot: Slot[Any]) -> object:

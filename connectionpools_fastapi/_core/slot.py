@@ -40,6 +40,7 @@ class Slot(Generic[T]):
         "use_counts",
         "use_sum",
         "verdict",
+        "waited",
     )
 
     def __init__(self, resource: T, generation: int, now: float) -> None:
@@ -52,8 +53,10 @@ class Slot(Generic[T]):
         self.since = now  # when its lease began, or ended
         self.checked_at = LONG_AGO  # set only if it is used: each further float takes 24 bytes
         self.leases = 0  # how often it was leased out, which distinguishes one lease of it from the next
-        # Its last lease that had to wait: the number of the lease, and when its caller asked for it.
+        # Its last lease whose caller teaches patience: the number of the lease, and when its caller asked for it.
         self.asked: tuple[int, float] = (0, LONG_AGO)
+        # Its last lease that had to wait: the number of the lease, and how long its caller waited.
+        self.waited: tuple[int, float] = (0, 0.0)
         # The holder: a name that was given, or else what `lease` refers to: the lease itself
         # or, for one made by hand, the task or thread in which it began. It keeps neither alive.
         self.holder: object = None

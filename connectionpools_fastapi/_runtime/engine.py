@@ -27,7 +27,7 @@ from ..stats import Holder, PoolStats
 from .caller import acquiring_stack, current_task, current_thread, has_ended
 from .current import current_loop, task_waiter
 from .executor import Executor
-from .holders import named
+from .holders import describe_age, named, remedy
 from .hooks import Hooks
 from .loan import Loan
 from .request_context import REQUEST, holding_request, is_answered
@@ -224,8 +224,8 @@ class Engine(Generic[T]):
     def _name_holders(self, error: BaseException) -> None:
         """Add the longest leases to the text of a timeout, so that one line of a log explains a saturated pool."""
         if isinstance(error, PoolTimeout) and (holders := self.holders()[:MOST_HOLDERS]):
-            named = ", ".join(f"{holder.name} for {holder.age:.3g} s" for holder in holders)
-            error.args = (f"{error}. Held the longest: {named}",)
+            each = ", ".join(f"{holder.name} for {describe_age(holder)}" for holder in holders)
+            error.args = (f"{error}. Held the longest: {each}{remedy(holders)}",)
 
     def _accept(self, waiter: Waiter[T], terms: Terms) -> float | None:
         """Note the terms of a waiter; returns its timeout."""

@@ -25,7 +25,7 @@ from .._core.state import PoolState
 from .._core.waiter import Waiter
 from ..errors import PoolConfigError, WrongEventLoop, own, where
 from .caller import current_task
-from .holders import acquired_at, describe_held, most_held, seconds
+from .holders import acquired_at, describe_held, most_held, remedy, seconds
 from .hooks import Hooks
 from .listeners import Listeners
 from .log import logger
@@ -238,11 +238,8 @@ class Executor(Generic[T]):
         elif action is Effect.WARN:
             policy = self._state.policy
             logger.warning(
-                "pool %r: %s, and max_hold is %g s%s",
-                policy.name,
-                describe_held(subject),
-                policy.max_hold,
-                acquired_at(subject),
+                "pool %r: %s, and max_hold is %g s%s%s",
+                *(policy.name, describe_held(subject), policy.max_hold, remedy([subject]), acquired_at(subject)),
             )
         elif action is Effect.OVERLOADED:
             self._tell_overloaded(subject)

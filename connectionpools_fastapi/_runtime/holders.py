@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterable
@@ -16,15 +17,38 @@ from .request_context import REQUEST
 # A line about an overload names this many holders.
 MOST_NAMED = 3
 
+STREAM_REMEDY = (
+    ". A response keeps the lease of its request to its end: read what it needs in a block, `async with pool.lease()`, "
+    'or write Leased(pool, scope="function"), and send after that'
+)
+
 
 def named(held: LeaseSnapshot) -> Holder:
     """Name the holder: by the given name, or after the task or thread in which the lease began."""
-    return Holder(name=holder_name(held.holder, held.lease), age=held.age)
+    return Holder(
+        name=holder_name(held.holder, held.lease),
+        age=held.age,
+        wait=held.wait,
+        uses=held.uses,
+        responding=held.responding,
+        trace=_trace_of(held),
+    )
 
 
 def describe_held(held: LeaseSnapshot) -> str:
     """Say for the log which holder has held a resource, and for how long."""
-    return f"{holder_name(held.holder, held.lease)} has held a resource for {held.age:.3g} s"
+    return f"{holder_name(held.holder, held.lease)} has held a resource for {describe_age(held)}"
+
+
+def describe_age(held: LeaseSnapshot | Holder) -> str:
+    """Say for how long a lease goes on, and how much of that its response has taken."""
+    streamed = "" if held.responding is None else f" ({held.responding:.3g} s of them since its response began)"
+    return f"{held.age:.3g} s{streamed}"
+
+
+def remedy(leases: Iterable[LeaseSnapshot | Holder]) -> str:
+    """Say for the log how to hold resources for less long, if one is held while a response is sent."""
+    return STREAM_REMEDY if any(held.responding is not None for held in leases) else ""
 
 
 def acquired_at(held: LeaseSnapshot) -> str:
@@ -74,9 +98,22 @@ def name_of(owner: object) -> str:
     return str(get_name() if get_name is not None else getattr(owner, "name", "unnamed"))
 
 
+def _trace_of(held: LeaseSnapshot) -> str | None:
+    """Return the id of the trace that a holder belongs to, in an application that uses OpenTelemetry."""
+    otel = sys.modules.get("opentelemetry.trace")
+    if otel is None:
+        return None
+    owners = (held.holder, getattr(held.lease, "_owner", held.lease))
+    context = next(filter(None, map(_context_of, owners)), None)
+    if context is None:
+        return None
+    span = context.copy().run(otel.get_current_span).get_span_context()
+    return str(otel.format_trace_id(span.trace_id)) if span.is_valid else None
+
+
 def _context_of(owner: object) -> Context | None:
-    """Return the context of a task. Only reports pay for this look-up, not leases."""
-    get_context = getattr(owner, "get_context", None)  # asyncio's tasks have it from Python 3.12 on
+    """Return the context of a task or request. Only reports pay for this look-up, not leases."""
+    get_context = getattr(owner, "get_context", None)  # requests have it, and asyncio's tasks from Python 3.12 on
     if get_context is None and isinstance(owner, asyncio.Task):
         # The task's own context comes first, then those of its done callbacks.
         return next((found for found in gc.get_referents(owner) if isinstance(found, Context)), None)
