@@ -32,6 +32,16 @@ class PoolListener:
     def on_acquire(self, pool: str, waited: float) -> None:
         """A lease began; its caller has waited this long."""
 
+    def on_wait(self, pool: str, waited: float, position: int, outcome: str) -> None:
+        """A caller has left the queue, and goes on: in its own task or thread, so context variables are its own.
+
+        Args:
+            pool: The pool's name.
+            waited: How long it waited, in seconds.
+            position: Its place in the queue as it joined, from 1 on.
+            outcome: "acquired", or the type of the error that it gets, as "PoolTimeout" or "CancelledError".
+        """
+
     def on_release(self, pool: str, used: float) -> None:
         """A lease ended, in any way; it lasted this long."""
 

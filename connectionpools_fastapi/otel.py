@@ -1,17 +1,33 @@
-"""OpenTelemetry: stats of pools as instruments; needs the extra `otel`.
+"""OpenTelemetry: stats of pools as instruments, and waits as spans; needs the extra `otel`.
 
 Names and states are those of OpenTelemetry's semantic conventions for database client
 connection pools, which call free idle, and taken used.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 from operator import mul, sub
+from typing import Any
 
+from ._core.policy import check_seconds
+from ._runtime.hook_context import HOOK_CONTEXT
+from .listener import PoolListener
+from .pool import ConnectionPool
 from .stats import CREATE_BOUNDS, USE_BOUNDS, WAIT_BOUNDS, Histogram, Observable, ObservedStats, PoolStats
 
 try:
+    from opentelemetry.context import Context, attach
     from opentelemetry.metrics import CallbackOptions, Meter, Observation, get_meter
+    from opentelemetry.trace import (
+        NonRecordingSpan,
+        SpanContext,
+        StatusCode,
+        Tracer,
+        get_current_span,
+        get_tracer,
+        set_span_in_context,
+    )
 except ImportError as _error:  # pragma: no cover - tested by hand: newer versions of FastAPI bring it along
     msg = "connectionpools_fastapi.otel needs OpenTelemetry: pip install 'connectionpools-fastapi[otel]'"
     raise ImportError(msg) from _error
@@ -19,6 +35,9 @@ except ImportError as _error:  # pragma: no cover - tested by hand: newer versio
 PREFIX = "db.client.connection"
 POOL = f"{PREFIX}.pool.name"
 STATE = f"{PREFIX}.state"
+# The conventions know no waits; these names are the package's own.
+POSITION = "connectionpool.wait.position"
+OUTCOME = "connectionpool.wait.outcome"
 
 Callback = Callable[[CallbackOptions], Iterable[Observation]]
 
@@ -57,6 +76,57 @@ def observe_pools(*pools: Observable, meter: Meter | None = None) -> None:
         unit="{timeout}",
         description="Callers that waited in vain.",
     )
+
+
+def trace_pools(*pools: ConnectionPool[Any], threshold: float = 0.01, tracer: Tracer | None = None) -> None:
+    """Make OpenTelemetry show in the trace of a request that it waited for a resource.
+
+    A caller that waited for at least `threshold` gets a span `acquire` within its current span, with the pool, its
+    place in the queue, and the outcome; one that did not wait, or has no current span, gets none. From this call
+    on, hooks of all pools of the process begin no traces of their own: what an instrumented driver does in
+    `create`, `check`, `change` or `clean` is not recorded by a sampler that follows the parent, as the default
+    does. Call it once a pool, after you have set the tracer provider.
+
+    Args:
+        pools: The pools, opened or not.
+        threshold: How long a caller has to wait for a span, in seconds; 0 for each caller that waits.
+        tracer: The tracer for the spans; by default one of the global provider.
+
+    Raises:
+        PoolConfigError: If `threshold` is no duration.
+    """
+    check_seconds("trace_pools", "threshold", threshold, hint="as threshold=0.01")
+    listener = _WaitSpans(tracer if tracer is not None else get_tracer("connectionpools_fastapi"), threshold)
+    HOOK_CONTEXT.run(attach, set_span_in_context(_NOT_RECORDED, Context()))
+    for pool in pools:
+        pool.add_listener(listener)
+
+
+# The parent of all spans of hooks: a span of a trace that is not sampled.
+_NOT_RECORDED = NonRecordingSpan(SpanContext(trace_id=1, span_id=1, is_remote=False))
+
+
+class _WaitSpans(PoolListener):
+    """Records a span for each long wait of a caller that has a current span."""
+
+    def __init__(self, tracer: Tracer, threshold: float) -> None:
+        self._tracer = tracer
+        self._threshold = threshold
+
+    def on_wait(self, pool: str, waited: float, position: int, outcome: str) -> None:
+        """Record the wait that has just ended."""
+        if waited < self._threshold or not get_current_span().get_span_context().is_valid:
+            return
+        ended = time.time_ns()
+        span = self._tracer.start_span(
+            "acquire",
+            start_time=ended - round(waited * 1e9),
+            attributes={POOL: pool, POSITION: position, OUTCOME: outcome},
+        )
+        if outcome != "acquired":
+            span.set_attribute("error.type", outcome)
+            span.set_status(StatusCode.ERROR)
+        span.end(ended)
 
 
 class _Durations:

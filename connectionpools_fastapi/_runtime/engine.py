@@ -62,6 +62,7 @@ class Engine(Generic[T]):
         self.keeps_stacks = policy.debug
         self.lend_hook = hooks.lend
         self.judges = hooks.judges
+        self._tells_waits = False  # whether listeners subscribe to the ends of waits
         self._has_doubts = hooks.has_doubts
         self._asks_before_return = hooks.has_doubts and not hooks.has_change  # else it is asked after `change`
 
@@ -178,10 +179,10 @@ class Engine(Generic[T]):
                 raise
             if slot is not None:
                 return slot
-            if is_here or waiter.deadline is None:
+            if (is_here or waiter.deadline is None) and not self._tells_waits:
                 await waiter.parked
             else:
-                await self._park_in_other_loop(waiter)
+                await self._wait(waiter, is_here=is_here)
         except BaseException:
             self.apply(self.state.cancel, waiter, self.clock())
             raise
@@ -191,13 +192,14 @@ class Engine(Generic[T]):
         slot = waiter.slot
         return slot if slot is not None and is_here else self._granted(waiter)
 
-    async def _park_in_other_loop(self, waiter: TaskWaiter[T]) -> None:
-        assert waiter.deadline is not None  # noqa: S101 - the caller has seen it
+    async def _wait(self, waiter: TaskWaiter[T], *, is_here: bool) -> None:
         # A task of another loop watches its own timeout: the pool's loop may be blocked, or have ended.
-        with anyio.move_on_after(waiter.deadline - waiter.asked_at):
-            await waiter.parked
-            return
-        self.apply(self.state.time_out, waiter, self.clock())
+        seconds = None if is_here or waiter.deadline is None else waiter.deadline - waiter.asked_at
+        with self.executor.listeners.around_wait(waiter, self.state.queue, self.clock):
+            with anyio.move_on_after(seconds):
+                await waiter.parked
+                return
+            self.apply(self.state.time_out, waiter, self.clock())
 
     def acquire_sync(self, terms: Terms) -> Slot[T]:
         """Lease out a resource to a plain thread, which waits for it if it must."""
@@ -212,9 +214,10 @@ class Engine(Generic[T]):
             slot = self._acquire_or_enqueue(waiter, seconds)
             if slot is not None:
                 return slot
-            # A thread watches its own timeout too: the pool's loop may be blocked.
-            if not waiter.wait(seconds):
-                self.apply(self.state.time_out, waiter, self.clock())
+            with self.executor.listeners.around_wait(waiter, self.state.queue, self.clock):
+                # A thread watches its own timeout too: the pool's loop may be blocked.
+                if not waiter.wait(seconds):
+                    self.apply(self.state.time_out, waiter, self.clock())
         except BaseException as error:
             self.apply(self.state.cancel, waiter, self.clock())
             self._name_holders(error)
@@ -402,4 +405,5 @@ class Engine(Generic[T]):
         self._listen()
 
     def _listen(self) -> None:
+        self._tells_waits = self.executor.listeners.tell_waits
         self.apply(self.state.listen, self.executor.listeners.subscribed(), self.clock())

@@ -1,7 +1,6 @@
 """Hooks: where and for how long a user's `create`, `check`, `change` and `clean` run."""
 
 import asyncio
-import contextvars
 import inspect
 import threading
 from collections.abc import Awaitable, Callable
@@ -17,6 +16,7 @@ from .._core.policy import Policy
 from .._core.slot import T, Verdict
 from ..errors import HookTimeout, PoolConfigError, own
 from .callables import is_async, misfit, yields
+from .hook_context import HOOK_CONTEXT
 from .loan import Loan
 from .loop import Loop, TimedBlock, TimeLimit
 from .on_asyncio import PrivateLoop
@@ -246,7 +246,7 @@ class Hooks(Generic[T]):
         Raises:
             Exception: What the hook raises.
         """
-        result = contextvars.Context().run(self._hook("change"), resource)  # as in a task of the pool's own
+        result = HOOK_CONTEXT.copy().run(self._hook("change"), resource)  # as in a task of the pool's own
         return partial(self._call, "change", lambda: result) if inspect.isawaitable(result) else None
 
     async def clean(self, resource: T) -> None:

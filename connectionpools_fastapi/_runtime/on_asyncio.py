@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from .hook_context import HOOK_CONTEXT
 from .loop import Job, Loop, LoopEnded, TimeLimit, Timer
 from .time_limit import AsyncioTimeLimit
 
@@ -34,7 +35,7 @@ class AsyncioLoop(Loop):
             self._loop.call_soon_threadsafe(self._start, job)
 
     def _start(self, job: Job) -> None:
-        task = self._loop.create_task(self._run(job), context=contextvars.Context())
+        task = self._loop.create_task(self._run(job), context=HOOK_CONTEXT.copy())
         if not task.done():  # an eager task may be: nothing would discard it any more
             self._tasks.add(task)
 

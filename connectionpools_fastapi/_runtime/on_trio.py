@@ -1,6 +1,5 @@
 """The loop and the waiter of trio; imported only where trio runs."""
 
-import contextvars
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from functools import partial
@@ -9,6 +8,7 @@ from typing import Any
 import trio
 
 from .._core.slot import T
+from .hook_context import HOOK_CONTEXT
 from .loop import Job, Loop, LoopEnded, TimeLimit, Timer
 from .waiters import TaskWaiter
 
@@ -65,7 +65,7 @@ class TrioLoop(Loop):
             self.call_soon(lambda: self._start(job))
 
     def _start(self, job: Job) -> None:
-        trio.lowlevel.spawn_system_task(self._run, job, context=contextvars.Context())
+        trio.lowlevel.spawn_system_task(self._run, job, context=HOOK_CONTEXT.copy())
 
     async def _run(self, job: Job) -> None:
         # An error of a system task crashes the whole run, even one that a hook raised as the run ended.

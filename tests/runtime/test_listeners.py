@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import threading
+from functools import partial
 from typing import Any
 
 import anyio
@@ -16,8 +17,19 @@ from connectionpools_fastapi import (
     ResourceUnavailable,
     TooManyWaiting,
 )
+from connectionpools_fastapi._runtime.caller import current_task
 from connectionpools_fastapi.listener import EVENTS
-from tests.support import SECRET, Backend, PlainBackend, Resource, assert_nothing_is_lost, held, outcome_of, settled
+from tests.support import (
+    SECRET,
+    Backend,
+    PlainBackend,
+    Resource,
+    assert_nothing_is_lost,
+    held,
+    jumping,
+    outcome_of,
+    settled,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
 
@@ -257,6 +269,91 @@ def test_threads_are_heard_where_they_are() -> None:
 def test_every_event_may_be_left_alone() -> None:
     listener = PoolListener()
     for event in EVENTS:
-        facts = {"on_detach": (), "on_clean": ()}.get(event, (1.0,))
-        assert getattr(listener, event)("db", *facts) is None
-    assert set(EVENTS) == {name for name in vars(Everything) if name.startswith("on_")}
+        facts: dict[str, tuple[Any, ...]] = {"on_detach": (), "on_clean": (), "on_wait": (1.0, 1, "acquired")}
+        assert getattr(listener, event)("db", *facts.get(event, (1.0,))) is None
+    assert set(EVENTS) == {name for name in vars(Everything) | vars(Waits) if name.startswith("on_")}
+
+
+# --- the ends of waits ----------------------------------------------------------------------------------
+
+
+class Waits(PoolListener):
+    """Writes down the ends of waits, and where it hears of them."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[Any, ...]] = []
+        self.places: list[object] = []
+
+    def on_wait(self, pool: str, waited: float, position: int, outcome: str) -> None:
+        self.heard.append((pool, waited, position, outcome))
+        self.places.append(current_task() or threading.current_thread())
+
+
+async def test_each_wait_is_told_in_its_own_task_with_place_and_outcome() -> None:
+    listener = Waits()
+    tasks: list[object] = []
+    pool = Backend().pool(limit=1, min_free=1, name="db")
+    pool.add_listener(listener)
+
+    async def use(**options: Any) -> None:
+        async with pool.lease(**options):
+            await anyio.sleep(2)
+
+    async def call(**options: Any) -> None:
+        tasks.append(current_task())
+        await outcome_of(lambda: use(**options))
+
+    async with pool:
+        assert not pool._engine.inventory.needs_lock
+        async with anyio.create_task_group() as group:
+            for options in ({}, {"timeout": 5}, {"priority": "high"}, {"timeout": 3}):
+                group.start_soon(partial(call, **options))
+                await settled()
+    assert listener.heard == [
+        ("db", 2.0, 1, "acquired"),
+        ("db", 3.0, 3, "PoolTimeout"),
+        ("db", 4.0, 1, "acquired"),
+    ]
+    assert listener.places == [tasks[2], tasks[3], tasks[1]]
+
+
+@pytest.mark.parametrize("anyio_backend", [jumping("asyncio")])
+async def test_waits_of_cancelled_failed_and_closed_callers_are_told() -> None:
+    backend, listener = Backend(), Waits()
+    async with backend.pool(limit=1, name="db") as pool, anyio.create_task_group() as group, held(pool):
+        pool.add_listener(listener)
+        with anyio.move_on_after(1):
+            await pool.acquire()
+        group.start_soon(outcome_of, pool.acquire)
+        await settled()
+        group.start_soon(pool.close)
+        await settled()
+    assert listener.heard == [("db", 1.0, 1, "CancelledError"), ("db", 0.0, 1, "PoolClosed")]
+
+
+def test_waits_of_threads_and_other_loops_are_told() -> None:
+    listener = Waits()
+    pool = PlainBackend().pool(limit=1, name="db")
+    pool.add_listener(listener)
+
+    def wait() -> None:
+        with pytest.raises(PoolTimeout):
+            pool.acquire_sync(timeout=0.02)
+
+    async def wait_here() -> None:
+        with pytest.raises(PoolTimeout):
+            await pool.acquire(timeout=0.02)
+
+    with pool:
+        pool.release_sync(pool.acquire_sync())
+        listener.heard.clear()
+        with pool.lease():
+            thread = threading.Thread(target=wait)
+            thread.start()
+            thread.join(10)
+            asyncio.run(wait_here())
+        pool.remove_listener(listener)
+    assert [(position, outcome) for _, _, position, outcome in listener.heard] == [(1, "PoolTimeout")] * 2
+    assert all(waited >= 0.02 for _, waited, _, _ in listener.heard)
+    assert listener.places[-2] is thread
+    assert not pool._engine._tells_waits
