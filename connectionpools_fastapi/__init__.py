@@ -24,7 +24,7 @@ from .lease import Lease
 from .listener import PoolListener
 from .manager import ResourceManager
 from .pool import ConnectionPool
-from .stats import Histogram, Holder, Observable, ObservedStats, PoolStats
+from .stats import Histogram, Holder, Observable, ObservedStats, PoolStats, PriorityStats, RouteStats
 
 __all__ = [
     "ConnectionPool",
@@ -48,8 +48,10 @@ __all__ = [
     "PoolStats",
     "PoolTimeout",
     "Pooled",
+    "PriorityStats",
     "ResourceManager",
     "ResourceUnavailable",
+    "RouteStats",
     "TooManyWaiting",
     "Verdict",
     "WouldDeadlock",

@@ -584,6 +584,13 @@ class ConnectionPool(Generic[T]):
         engine = self._engine
         engine.apply(engine.state.resume, engine.clock())
 
+    def count_by_route(self) -> None:
+        """Count leases, waits and refusals by the route of their request from now on, for `PoolStats.routes`.
+
+        PoolMiddleware calls it for the pools of its application. Callable from any thread.
+        """
+        self._engine.count_by_route()
+
     def add_listener(self, listener: PoolListener) -> None:
         """Notify a listener of what happens from now on.
 

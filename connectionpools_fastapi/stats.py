@@ -103,6 +103,40 @@ class BudgetStats:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PriorityStats:
+    """The callers of one priority. One of low priority that has waited for half its timeout counts as normal.
+
+    Attributes:
+        waiting: Callers in the queue.
+        oldest_wait: For how long the one that has waited the longest waits, in seconds; 0 if none waits.
+        refusals: Callers refused, for any reason.
+    """
+
+    waiting: int
+    oldest_wait: float
+    refusals: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteStats:
+    """What the requests of one route have taken from a pool, in totals.
+
+    Attributes:
+        leases: Leases that have ended, through `Leased` or in the endpoint's own blocks.
+        wait: How long callers waited that got a resource, in seconds.
+        use: How long these leases were held, in seconds.
+        refusals: Callers refused, for any reason.
+        timeouts: Callers that waited in vain.
+    """
+
+    leases: int
+    wait: float
+    use: float
+    refusals: int
+    timeouts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
     """The state of a pool at one moment, and its totals since it was made.
 
@@ -135,6 +169,10 @@ class PoolStats:
         patience: How long callers wait before they leave, in seconds, as learned from those that left; None if unknown.
         expected_wait: How long a caller that comes now will wait, in seconds; 0 if a resource is free, None if unknown.
         oldest_wait: For how long the caller that has waited the longest waits, in seconds; 0 if none waits.
+        longest_lease: For how long the lease that is held the longest is held, in seconds; 0 if there is none.
+        peak_taken: The most resources that were taken at once in the last minute, or since the snapshot before if that
+            is longer ago, without those that no longer exist; None with reuse="fifo", where it is not known.
+        peak_waiting: The most callers that waited at once, in the same time.
         creates: Resources made.
         create_failures: Calls of `create` that failed.
         cleans: Resources cleaned.
@@ -147,6 +185,9 @@ class PoolStats:
         wait: How long callers waited that got a resource (`timeouts` counts the others).
         use: How long leases were held.
         create: How long `create` took where it succeeded.
+        priorities: The same for callers of each priority: "high", "normal" and "low".
+        routes: The same for the requests of each route, as "GET /items/{id}", from the first on that passes
+            PoolMiddleware; from the hundredth route on all others are "other".
         budget: The pool's share of its budget; None without a budget, or while the pool is not open.
     """
 
@@ -174,6 +215,9 @@ class PoolStats:
     patience: float | None
     expected_wait: float | None
     oldest_wait: float
+    longest_lease: float
+    peak_taken: int | None
+    peak_waiting: int
     creates: int
     create_failures: int
     cleans: int
@@ -183,6 +227,8 @@ class PoolStats:
     wait: Histogram
     use: Histogram
     create: Histogram
+    priorities: Mapping[str, PriorityStats]
+    routes: Mapping[str, RouteStats]
     budget: BudgetStats | None = None
 
     @property

@@ -14,6 +14,7 @@ from .._monitoring.merge import longest, merge_health
 from .._monitoring.metrics import Stats, plain_stats, render, stats_of
 from .._monitoring.workers import Workers
 from ..errors import PoolConfigError
+from ..pool import ConnectionPool
 from ..stats import Observable
 from .authorization import Authorization, Authorize
 from .pools import RESERVED, checked_pools, started_pools
@@ -66,11 +67,13 @@ class Endpoints:
         self._exact = ("health", "metrics") if authorize is None else ("health", "metrics", "leases")
         self._probe = {"max_age": probe_max_age, "timeout": probe_timeout}
         self._scope: Scope = {}
+        _count_by_route(self._pools)
         self._workers = Workers(service, self._tell)
 
     async def join_workers(self, scope: Scope) -> None:
         """Answer for the other workers of the service as well, and for this one when they ask."""
         self._scope = scope
+        _count_by_route(self._all_pools(scope))
         await self._workers.join()
 
     def leave_workers(self) -> None:
@@ -97,7 +100,9 @@ class Endpoints:
         pools = self._all_pools(scope)
         if path == "metrics":
             accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
-            body, content_type = render(pools, accept.decode("latin-1"), await self._stats_of_all(pools))
+            names_routes = self._details == "always" or self._authorization is None or await self._is_authorized(scope)
+            found = await self._stats_of_all(pools)
+            body, content_type = render(pools, accept.decode("latin-1"), found, names_routes=names_routes)
             response = Response(body, headers={"Content-Type": content_type, "Vary": "Accept", **HEADERS})
         elif path == "leases":
             response = await self._leases(scope, pools)
@@ -168,6 +173,12 @@ class Endpoints:
 
     def _all_pools(self, scope: Scope) -> list[Observable]:
         return list({pool.name: pool for pool in (*started_pools(scope), *self._pools)}.values())
+
+
+def _count_by_route(pools: Iterable[Observable]) -> None:
+    for pool in pools:
+        if isinstance(pool, ConnectionPool):
+            pool.count_by_route()
 
 
 def _own_leases(pools: list[Observable]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from ..lease import Lease
 from ..pool import ConnectionPool
 from .disconnect import DisconnectWatcher
 from .pools import Scope
-from .request import NO_LEASES, RequestLeases, Route
+from .request import NO_LEASES, RequestLeases, route_name
 
 # The messages that begin an answer, and those whose last part ends it.
 BEGINNINGS = frozenset({"http.response.start", "websocket.accept", "websocket.close", "websocket.http.response.start"})
@@ -55,7 +55,7 @@ class Exchange(RequestLeases):
 
     def __str__(self) -> str:
         """Name the route, for reports of held leases."""
-        return str(Route(self._scope))
+        return route_name(self._scope)
 
     # Both return the server's own awaitable: a coroutine around it would cost time for each message.
 

@@ -22,6 +22,20 @@ from .pools import Scope
 SCOPE_KEY = "connectionpools_fastapi"
 
 
+METHODS = frozenset((*HTTPMethod.__members__, "WEBSOCKET"))
+
+
+def route_name(scope: Scope) -> str:
+    """Name a request by its route, never by its actual path."""
+    route = scope.get("route")
+    # Newer versions of FastAPI store the prefixes of included routers beside the route.
+    context = scope.get("fastapi", {}).get("effective_route_context")
+    if context is not None and context.original_route is route:
+        route = context.starlette_route or context
+    method = scope.get("method", "WEBSOCKET")
+    return f"{method if method in METHODS else 'OTHER'} {getattr(route, 'path', 'unknown route')}"
+
+
 class Route:
     """Names a request by its route, never by its actual path, and only when the name is needed."""
 
@@ -31,14 +45,7 @@ class Route:
         self._scope = scope
 
     def __str__(self) -> str:
-        route = self._scope.get("route")
-        # Newer versions of FastAPI store the prefixes of included routers beside the route.
-        context = self._scope.get("fastapi", {}).get("effective_route_context")
-        if context is not None and context.original_route is route:
-            route = context.starlette_route or context
-        method = self._scope.get("method", "WEBSOCKET")
-        known = method == "WEBSOCKET" or method in HTTPMethod.__members__
-        return f"{method if known else 'OTHER'} {getattr(route, 'path', 'unknown route')}"
+        return route_name(self._scope)
 
 
 # The leases of a request that uses no pool: one shared dict, never added to.

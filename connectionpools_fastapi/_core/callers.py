@@ -48,12 +48,14 @@ class Callers(Generic[T]):
         self._overload = overload
         self._effects = effects
 
-    def refusal(self, reason: str, error: E) -> E:
+    def refusal(self, reason: str, error: E, rank: int = NORMAL) -> E:
         """Count a caller that is refused, and return the error that it gets."""
-        self._counters.note_refusal(reason)
+        self._counters.note_refusal(reason, rank)
         return error
 
-    def check_back_end(self, timeout: float | None, patience_ends: float, now: float) -> float | None:
+    def check_back_end(
+        self, waiter: Waiter[T], timeout: float | None, patience_ends: float, now: float
+    ) -> float | None:
         """Return for how long a caller may wait while `create` fails: up to `patience_ends`, and `timeout` at most.
 
         Raises:
@@ -61,7 +63,7 @@ class Callers(Generic[T]):
         """
         patience = patience_ends - now
         if patience <= 0 or (patience < NEVER and timeout is not None and timeout <= 0):
-            raise self.refusal("unavailable", messages.unavailable(self, now))
+            raise self.refusal("unavailable", messages.unavailable(self, now), waiter.rank)
         return timeout if patience == NEVER else patience if timeout is None else min(timeout, patience)
 
     def admit(self, waiter: Waiter[T], timeout: float | None, now: float) -> None:
@@ -75,19 +77,19 @@ class Callers(Generic[T]):
         inventory, queue, overload = self.inventory, self._queue, self._overload
         taken, slots = inventory.taken, inventory.slots
         if waiter.request is not None and is_held_by(list(taken.values()), waiter.request):
-            raise self.refusal("deadlock", messages.waits_for_itself(inventory))
+            raise self.refusal("deadlock", messages.waits_for_itself(inventory), waiter.rank)
         if len(taken) >= len(slots) >= inventory.limit and closes_circle(taken.values(), slots, queue, waiter.owner):
-            raise self.refusal("deadlock", messages.closes_circle(inventory))
+            raise self.refusal("deadlock", messages.closes_circle(inventory), waiter.rank)
         displaced = None
         if self._max_waiting is not None and self._is_full(self._max_waiting):
             displaced = queue.last_behind(waiter.rank)
             if displaced is None:
-                raise self.refusal("full", messages.full(inventory))
+                raise self.refusal("full", messages.full(inventory), waiter.rank)
         overload.patience.has_newcomer = True
         if now >= overload.look_at or queue.size >= overload.room or waiter.has_own_timeout or waiter.rank != NORMAL:
             overload.check_newcomer(waiter, timeout, now)
         if displaced is not None:  # only now, since a newcomer that is refused displaces no waiter
-            self.fail(displaced, self.refusal("full", messages.full(inventory)))
+            self.fail(displaced, self.refusal("full", messages.full(inventory), displaced.rank))
         inventory.needs_lock = True
         waiter.asked_at = now
         waiter.deadline = None if timeout is None else now + timeout
@@ -148,4 +150,4 @@ class Callers(Generic[T]):
 
     def fail_unavailable(self, waiter: Waiter[T], now: float) -> None:
         """Remove a waiter from the queue, since the back-end is down."""
-        self.fail(waiter, self.refusal("unavailable", messages.unavailable(self, now)))
+        self.fail(waiter, self.refusal("unavailable", messages.unavailable(self, now), waiter.rank))

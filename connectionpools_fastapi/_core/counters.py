@@ -16,6 +16,7 @@ class Counters:
         self.clean_failures = 0
         self.detached = 0
         self.refusals: dict[str, int] = dict.fromkeys(("closed", "deadlock", "full", "overloaded", "unavailable"), 0)
+        self.refusals_by_rank = [0, 0, 0]
         # By reason: what happened, or the setting that was reached.
         self.discards: dict[str, int] = dict.fromkeys(
             (
@@ -38,9 +39,10 @@ class Counters:
         self.create = Recorder(CREATE_BOUNDS)
         self.past_use = Recorder(USE_BOUNDS)
 
-    def note_refusal(self, reason: str) -> None:
-        """Count a caller that was refused."""
+    def note_refusal(self, reason: str, rank: int) -> None:
+        """Count a caller that was refused, by the rank of its priority."""
         self.refusals[reason] += 1
+        self.refusals_by_rank[rank] += 1
         self._notify("on_refuse", reason)
 
     def note_timeout(self, waited: float) -> None:

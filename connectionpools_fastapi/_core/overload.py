@@ -115,9 +115,11 @@ class Overload(Generic[T]):
             longest = min(longest, patience.longest_wait(hold, now))
             if expected > longest != timeout:
                 patience.lose()
-                raise self._refusal(messages.would_leave(self._inventory, expected, patience.estimate(now)), now)
+                raise self._refusal(
+                    messages.would_leave(self._inventory, expected, patience.estimate(now)), waiter.rank, now
+                )
         if expected is not None and timeout is not None and expected > timeout:
-            raise self._refusal(messages.would_time_out(self._inventory, expected, timeout), now)
+            raise self._refusal(messages.would_time_out(self._inventory, expected, timeout), waiter.rank, now)
         if not waiter.has_own_timeout and waiter.rank == NORMAL:
             self.look_at = now + GLANCE
             self.room = max(limit, longest / expected * (waiting + 1) - 1 if expected else 0)
@@ -134,14 +136,16 @@ class Overload(Generic[T]):
             return None
         self.patience.lose()
         expected = (self._queue.size + 1) * interval
-        return self._refusal(messages.will_leave(self._inventory, age, expected, self.patience.estimate(now)), now)
+        return self._refusal(
+            messages.will_leave(self._inventory, age, expected, self.patience.estimate(now)), waiter.rank, now
+        )
 
-    def _refusal(self, error: Overloaded, now: float) -> Overloaded:
+    def _refusal(self, error: Overloaded, rank: int, now: float) -> Overloaded:
         begins, self._refused_at = not self.is_on, now
         if begins:
             self._began_at, self._counts_before = now, self._counts()
             self.due_at = now + CALM
-        self._counters.note_refusal("overloaded")
+        self._counters.note_refusal("overloaded", rank)
         if begins:
             self._effects.append((Effect.OVERLOADED, self._snapshot(now)))
         return error

@@ -25,10 +25,12 @@ from .held_leases import HeldLeases, LeaseSnapshot
 from .inventory import Inventory
 from .maintenance import Maintenance
 from .overload import Overload
+from .peaks import Peaks
 from .policy import Policy
 from .probes import Probes
 from .retirement import Retirement
 from .slot import LONG_AGO, NEVER, Creation, Slot, T, Verdict
+from .terms import NORMAL
 from .wait_queue import WaitQueue
 from .waiter import Waiter
 
@@ -55,6 +57,7 @@ class PoolState(Generic[T]):
         self.effects = EffectQueue()
         self.counters = Counters(self.effects)
         self.queue: WaitQueue[T] = WaitQueue()
+        self.peaks = Peaks()
         self.generations: Generations[T] = Generations()
         self.backoff = Backoff(chance)
         slots: dict[int, Slot[T]] = {}
@@ -303,7 +306,7 @@ class PoolState(Generic[T]):
 
     # --- acquire --------------------------------------------------------------------------
 
-    def try_acquire(self, now: float) -> Slot[T] | None:
+    def try_acquire(self, now: float, rank: int = NORMAL) -> Slot[T] | None:
         """Lease out a resource at once; if none is ready, return None and begin to check or create one.
 
         Raises:
@@ -313,7 +316,7 @@ class PoolState(Generic[T]):
         if inventory.needs_lock and inventory.free:  # `take` may have put a stale one back, with no decision after it
             self.rebalance(now)
         if self.status is not OPEN and not self.is_open:
-            raise self.callers.refusal("closed", messages.not_open(self))
+            raise self.callers.refusal("closed", messages.not_open(self), rank)
         if self.queue.size or self.status is SUSPENDED:
             return None
         slot = inventory.pop_fresh(now)
@@ -339,11 +342,11 @@ class PoolState(Generic[T]):
         """
         inventory, queue = self.inventory, self.queue
         if inventory.free or not queue.size:  # else an earlier caller waits, for which nothing was free either
-            slot = self.try_acquire(now)
+            slot = self.try_acquire(now, waiter.rank)
             if slot is not None:
                 return slot
         if self.backoff.failures:
-            timeout = self.callers.check_back_end(timeout, self._hasten_retry(now), now)
+            timeout = self.callers.check_back_end(waiter, timeout, self._hasten_retry(now), now)
         if timeout is not None and timeout <= 0:
             self._note_timeout(0.0, now)
             raise messages.timed_out(self, 0)

@@ -30,6 +30,7 @@ class WaitQueue(Generic[T]):
         self._lanes: tuple[deque[Waiter[T]], ...] = (deque(), deque(), deque())
         self._waiters = self._lanes[NORMAL]
         self.size = 0  # what `len` returns, for code that reads it at each lease
+        self.peak = 0  # the highest size since the last reader of it has set it
         self._counts = [0, 0, 0]  # waiters by rank, but for normal ones
         self._special = 0  # how many are not normal
         # When each waiter of low priority counts as normal; some may be gone.
@@ -60,7 +61,9 @@ class WaitQueue(Generic[T]):
             self._waiters.append(waiter)
         else:
             self._join_special(waiter)
-        self.size += 1
+        size = self.size = self.size + 1
+        if size > self.peak:  # noqa: PLR1730 - `max` would be a call for each waiter
+            self.peak = size
         self._owners[waiter.owner] = waiter
         if waiter.deadline is not None and waiter.deadline < self.due:
             self.due = waiter.deadline
@@ -118,6 +121,15 @@ class WaitQueue(Generic[T]):
     def oldest(self) -> Waiter[T]:
         """Return the waiter that has waited the longest."""
         return min((lane[0] for lane in self._lanes if lane), key=lambda waiter: waiter.asked_at)
+
+    def waiting_of(self, rank: int) -> int:
+        """Return how many waiters have a rank."""
+        return self.size - self._special if rank == NORMAL else self._counts[rank]
+
+    def oldest_of(self, rank: int) -> Waiter[T] | None:
+        """Return the waiter of a rank that has waited the longest."""
+        lane = self._lanes[rank]
+        return lane[0] if lane else None
 
     def ahead_of(self, rank: int) -> int:
         """Return how many waiters are served before a newcomer of a rank."""

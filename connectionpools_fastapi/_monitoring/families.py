@@ -10,6 +10,8 @@ from ..stats import ObservedStats, PoolStats
 
 PREFIX = "connectionpool"
 
+OLDEST_WAIT = "For how long the caller that has waited the longest waits."
+
 Stats = PoolStats | ObservedStats
 
 
@@ -25,6 +27,7 @@ def families(every: Every, labels: Labels = ("pool",)) -> Iterator[Metric]:
     yield from _gauges(every, labels)
     yield from _counters(every, labels)
     yield from _histograms(every, labels)
+    yield from _parts(every, labels)
 
 
 def _gauges(every: Every, labels: Labels) -> Iterator[Metric]:
@@ -38,13 +41,16 @@ def _gauges(every: Every, labels: Labels) -> Iterator[Metric]:
         ("waiting", "Callers in the queue."),
         ("failing", "1 while the last create failed."),
         ("down", "1 while the back-end is down and callers are refused."),
+        ("peak_taken", "The most resources that were taken at once in the last minute."),
+        ("peak_waiting", "The most callers that waited at once in the last minute."),
         ("overloaded", "1 while callers are refused that would leave or time out before they are served."),
     ):
         yield _filled(GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels), _known(every, name))
     for name, text in (
         ("patience", "How long callers wait before they leave, as learned; absent while unknown."),
         ("expected_wait", "How long a caller that comes now will wait; absent while unknown."),
-        ("oldest_wait", "For how long the caller that has waited the longest waits."),
+        ("oldest_wait", OLDEST_WAIT),
+        ("longest_lease", "For how long the lease that is held the longest is held."),
     ):
         yield _filled(GaugeMetricFamily(f"{PREFIX}_{name}_seconds", text, labels=labels), _known(every, name))
     budgets = [((*pool, budget.name), budget) for pool, budget in _known(every, "budget")]
@@ -97,6 +103,28 @@ def _histograms(every: Every, labels: Labels) -> Iterator[Metric]:
             buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
             family.add_metric(pool, buckets, histogram.sum)
         yield family
+
+
+def _parts(every: Every, labels: Labels) -> Iterator[Metric]:
+    """Yield the numbers of each priority and of each route."""
+    for part, parts, kind, field, name, text in (
+        ("priority", "priorities", GaugeMetricFamily, "waiting", "waiting", "Callers in the queue, by priority."),
+        ("priority", "priorities", GaugeMetricFamily, "oldest_wait", "oldest_wait_seconds", OLDEST_WAIT),
+        ("priority", "priorities", CounterMetricFamily, "refusals", "refusals", "Callers turned away, by priority."),
+        ("route", "routes", CounterMetricFamily, "leases", "leases", "Leases that have ended, by route."),
+        ("route", "routes", CounterMetricFamily, "wait", "wait_seconds", "How long callers waited, by route."),
+        ("route", "routes", CounterMetricFamily, "use", "use_seconds", "How long leases were held, by route."),
+        ("route", "routes", CounterMetricFamily, "refusals", "refusals", "Callers turned away, by route."),
+        ("route", "routes", CounterMetricFamily, "timeouts", "timeouts", "Callers that waited in vain, by route."),
+    ):
+        yield _filled(
+            kind(f"{PREFIX}_{part}_{name}", text, labels=(*labels, part)),
+            (
+                ((*pool, key), getattr(numbers, field))
+                for pool, found in _known(every, parts)
+                for key, numbers in found.items()
+            ),
+        )
 
 
 def _filled(family: GaugeMetricFamily | CounterMetricFamily, series: Series) -> Metric:

@@ -3,16 +3,18 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from ..stats import Histogram, Observable, ObservedStats, PoolStats
+from ..stats import BudgetStats, Histogram, Observable, ObservedStats, PoolStats, PriorityStats, RouteStats
 
 # prometheus-client, with its HTTP servers and clients, takes as long to import as this whole package. So the
 # first scrape imports it: a pool that is never scraped does not need it.
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import Collector
+
+    from .families import Every
 else:
     Collector = object
 
@@ -68,18 +70,18 @@ class PoolCollector(Collector):
         yield from families([((pool.name,), pool.stats()) for pool in self._pools])
 
 
-class WorkersCollector(Collector):
-    """Turns the stats of several workers into metrics, each with the label `worker`."""
+class StatsCollector(Collector):
+    """Turns stats that were taken before into metrics."""
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
+    def __init__(self, every: "Every", labels: tuple[str, ...]) -> None:
+        self._every = every
+        self._labels = labels
 
     def collect(self) -> Iterator["Metric"]:
         """Yield the metrics of all pools of all workers."""
         from .families import families  # noqa: PLC0415 - as above
 
-        every = [((stats.name, str(number)), stats) for number, found in self._workers.items() for stats in found]
-        yield from families(every, ("pool", "worker"))
+        yield from families(self._every, self._labels)
 
 
 def plain_stats(pools: Iterable[Observable]) -> list[dict[str, Any]]:
@@ -94,10 +96,21 @@ def stats_of(values: dict[str, Any]) -> Stats:
     for name in ("wait", "use", "create"):
         histogram = values[name]
         values[name] = Histogram(tuple(histogram["bounds"]), tuple(histogram["counts"]), histogram["sum"])
+    for name, kind in (("priorities", PriorityStats), ("routes", RouteStats)):
+        values[name] = {key: kind(**numbers) for key, numbers in values[name].items()}
+    if values["budget"] is not None:
+        values["budget"] = BudgetStats(**values["budget"])
     return PoolStats(**values)
 
 
-def render(pools: Iterable[Observable], accept: str = "", workers: Workers | None = None) -> tuple[bytes, str]:
+def without_routes(stats: Stats) -> Stats:
+    """Return the same stats, without what they say of routes."""
+    return replace(stats, routes={}) if isinstance(stats, PoolStats) else stats
+
+
+def render(
+    pools: Iterable[Observable], accept: str = "", workers: Workers | None = None, *, names_routes: bool = True
+) -> tuple[bytes, str]:
     """Render the metrics of pools as a scraper asks for them. From any thread.
 
     Args:
@@ -105,23 +118,30 @@ def render(pools: Iterable[Observable], accept: str = "", workers: Workers | Non
         accept: The request's Accept header. The format is Prometheus text if the header names
             nothing better, or is longer than any scraper's.
         workers: The stats of all workers by number, this one included, if there are several.
+        names_routes: Whether the scraper may see the application's routes.
 
     Returns:
         The body and its content type.
     """
     kind, wish = _choose(accept)
+    found = {0: [pool.stats() for pool in pools]} if workers is None else workers
+    if not names_routes:
+        found = {number: [*map(without_routes, stats)] for number, stats in found.items()}
     if kind == JSON:
-        body: dict[str, Any] = {"pools": plain_stats(pools)}
-        if workers is not None:
-            body = {"workers": {str(number): {"pools": [*map(asdict, found)]} for number, found in workers.items()}}
-        return json.dumps(body, allow_nan=False).encode(), JSON
+        bodies = {str(number): {"pools": [*map(asdict, stats)]} for number, stats in found.items()}
+        return json.dumps(bodies["0"] if workers is None else {"workers": bodies}, allow_nan=False).encode(), JSON
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - at the first scrape, see above
 
     try:
         encode, content_type = choose_encoder(wish)
     except (TypeError, ValueError):  # the requested version is no number
         encode, content_type = choose_encoder(kind)
-    return encode(PoolCollector(pools) if workers is None else WorkersCollector(workers)), content_type
+    if workers is None:
+        collector = StatsCollector([((stats.name,), stats) for stats in found[0]], ("pool",))
+    else:
+        every = [((stats.name, str(number)), stats) for number, each in found.items() for stats in each]
+        collector = StatsCollector(every, ("pool", "worker"))
+    return encode(collector), content_type
 
 
 def _choose(accept: str) -> tuple[str, str]:

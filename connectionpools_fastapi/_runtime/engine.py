@@ -31,6 +31,7 @@ from .holders import describe_age, named, remedy
 from .hooks import Hooks
 from .loan import Loan
 from .request_context import REQUEST, holding_request, is_answered
+from .route_usage import RouteUsage
 from .waiters import TaskWaiter, ThreadWaiter
 
 # A timeout names this many holders, the longest first.
@@ -65,6 +66,8 @@ class Engine(Generic[T]):
         self._tells_waits = False  # whether listeners subscribe to the ends of waits
         self._has_doubts = hooks.has_doubts
         self._asks_before_return = hooks.has_doubts and not hooks.has_change  # else it is asked after `change`
+        self._usage: RouteUsage | None = None  # None until routes are counted: a lease then pays nothing for it
+        self._looks_at_returns = self._asks_before_return  # whether to stop for either of these two
 
     def _hold_inventory(self) -> None:
         """Hold the state's inventory directly, as the fast path uses it; a fork renews it."""
@@ -85,9 +88,16 @@ class Engine(Generic[T]):
 
     def stats(self) -> PoolStats:
         """Return a snapshot of the state and all totals, of one moment."""
-        stats = self.apply(snapshot.stats, self.state, self.clock())
+        routes = {} if self._usage is None else self._usage.snapshot()
+        stats = self.apply(snapshot.stats, self.state, self.clock(), routes)
         tokens = self.executor.tokens
         return stats if tokens is None else replace(stats, budget=tokens.stats())
+
+    def count_by_route(self) -> None:
+        """Count leases and waits by the route of their request from now on."""
+        if self._usage is None:
+            self._usage = RouteUsage()
+            self._looks_at_returns = True
 
     def holders(self) -> list[Holder]:
         """Return the holders of all leases, the longest first."""
@@ -173,7 +183,7 @@ class Engine(Generic[T]):
             try:
                 slot = self._acquire_or_enqueue(waiter, seconds)
             except PoolError as error:
-                self._name_holders(error)
+                self._note_failure(error)
                 # A caller that retries in a loop must not starve the tasks that would end its failures.
                 await checkpoint()
                 raise
@@ -190,7 +200,11 @@ class Engine(Generic[T]):
             if client is not None:
                 client.unwatch(waiter)
         slot = waiter.slot
-        return slot if slot is not None and is_here else self._granted(waiter)
+        if slot is None or not is_here:
+            slot = self._granted(waiter)
+        if self._usage is not None:
+            self._usage.note_wait(slot.since - waiter.asked_at)
+        return slot
 
     async def _wait(self, waiter: TaskWaiter[T], *, is_here: bool) -> None:
         # A task of another loop watches its own timeout: the pool's loop may be blocked, or have ended.
@@ -220,12 +234,17 @@ class Engine(Generic[T]):
                     self.apply(self.state.time_out, waiter, self.clock())
         except BaseException as error:
             self.apply(self.state.cancel, waiter, self.clock())
-            self._name_holders(error)
+            self._note_failure(error)
             raise
-        return self._granted(waiter)
+        slot = self._granted(waiter)
+        if self._usage is not None:
+            self._usage.note_wait(slot.since - waiter.asked_at)
+        return slot
 
-    def _name_holders(self, error: BaseException) -> None:
+    def _note_failure(self, error: BaseException) -> None:
         """Add the longest leases to the text of a timeout, so that one line of a log explains a saturated pool."""
+        if self._usage is not None:
+            self._usage.note_failure(error)
         if isinstance(error, PoolTimeout) and (holders := self.holders()[:MOST_HOLDERS]):
             each = ", ".join(f"{holder.name} for {describe_age(holder)}" for holder in holders)
             error.args = (f"{error}. Held the longest: {each}{remedy(holders)}",)
@@ -251,7 +270,7 @@ class Engine(Generic[T]):
         if waiter.slot is None:
             error, waiter.error = waiter.error, None
             assert error is not None  # noqa: S101 - a waiter is woken with either
-            self._name_holders(error)
+            self._note_failure(error)
             try:
                 raise error
             finally:
@@ -312,16 +331,13 @@ class Engine(Generic[T]):
 
     def give_back(self, slot: Slot[T]) -> bool:
         """Give a slot back; True if it may still be in `change`."""
-        inventory = self.inventory
-        if (
-            self._asks_before_return
-            and slot.verdict is None
-            and inventory.taken.get(slot.key)
-            is slot  # else another thread gave it back, and the resource may be in use
-            and self.hooks.doubt(slot.resource)
-        ):
-            slot.verdict = "check"
-        now = self.clock()
+        inventory, now = self.inventory, self.clock()
+        # If it is not taken, another thread gave it back, and the resource may be in use.
+        if self._looks_at_returns and inventory.taken.get(slot.key) is slot:
+            if self._asks_before_return and slot.verdict is None and self.hooks.doubt(slot.resource):
+                slot.verdict = "check"
+            if self._usage is not None:
+                self._usage.note_lease(now - slot.since)
         inventory.end(slot, now)
         if inventory.put_back(slot, now):
             if inventory.needs_lock:  # a waiter has come meanwhile
@@ -365,18 +381,24 @@ class Engine(Generic[T]):
     def discard(self, slot: Slot[T]) -> None:
         """End a lease, and clean its resource."""
         now = self.clock()
-        self.inventory.end(slot, now)
+        self._end(slot, now)
         self.apply(self.state.discard, slot, now)
 
     def detach(self, slot: Slot[T]) -> T:
         """End a lease, and let its resource go; returns the object that the caller got."""
         now = self.clock()
         loan, lent = self.inventory.loan_of(slot), self.inventory.lent_of(slot)
-        self.inventory.end(slot, now)
+        self._end(slot, now)
         if loan is not None:
             loan.keep()
         self.apply(self.state.detach, slot, now)
         return lent
+
+    def _end(self, slot: Slot[T], now: float) -> None:
+        since = slot.since
+        self.inventory.end(slot, now)
+        if self._usage is not None:
+            self._usage.note_lease(now - since)
 
     # --- control --------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """HostBudget below pools: one token for each resource, and pools that give way to each other."""
 
+import json
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from connectionpools_fastapi import ConnectionPool, PoolCollector, PoolConfigError, PoolTimeout
 from connectionpools_fastapi._monitoring.health import examine
+from connectionpools_fastapi._monitoring.metrics import plain_stats, stats_of
 from connectionpools_fastapi.budgets.host import HostBudget
 from tests.support import Backend, PlainBackend
 
@@ -213,6 +215,8 @@ async def test_health_and_metrics_tell_the_budget(budget: Budgets) -> None:
         for name in ("limit", "used", "held"):
             labels = {"pool": "default", "budget": "orders"}
             assert registry.get_sample_value(f"connectionpool_budget_{name}", labels) == 1
+        (plain,) = json.loads(json.dumps(plain_stats([pool])))  # as workers tell each other
+        assert getattr(stats_of(plain), "budget", None) == pool.stats().budget
         tasks.cancel_scope.cancel()
 
 
