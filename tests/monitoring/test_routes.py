@@ -302,6 +302,12 @@ async def test_peak_is_the_most_that_were_taken_at_once(seed: int) -> None:
             await pool.release(thing)
 
 
+async def test_resource_that_was_never_used_is_in_no_peak() -> None:
+    async with things(limit=3, min_free=2) as pool:
+        await settled()
+        assert (pool.stats().free, pool.stats().peak_taken) == (2, 0)
+
+
 async def test_peak_of_fifo_is_not_known() -> None:
     async with things(reuse="fifo") as pool, pool.lease():
         assert pool.stats().peak_taken is None
