@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,26 @@ class Prometheus:
         result: list[dict[str, Any]] = self.get("query", query=expression)["result"]
         return result
 
+    def rules(self) -> list[dict[str, Any]]:
+        """Return the rules, each with the state of its last evaluation."""
+        return [rule for group in self.get("rules")["groups"] for rule in group["rules"]]
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Ask until a condition holds."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < deadline, self.get("targets")
+
     def wait_for_scrapes(self, number: int = 1) -> None:
         """Wait until so many scrapes have begun and ended from now on."""
-        deadline = time.monotonic() + PATIENCE
         before = time.time()
         for _ in range(number):
-            while (
-                not (found := self.query(f'timestamp(up{{job="{JOB}"}} == 1)')) or float(found[0]["value"][1]) <= before
-            ):
-                assert time.monotonic() < deadline, self.get("targets")
-            before = float(found[0]["value"][1])
+            self.wait_for(lambda before=before: self._scraped_at() > before)  # type: ignore[misc]
+            before = self._scraped_at()
+
+    def _scraped_at(self) -> float:
+        found = self.query(f'timestamp(up{{job="{JOB}"}} == 1)')
+        return float(found[0]["value"][1]) if found else 0.0
 
     def series(self) -> Series:
         """Return the values of all series of pools."""

@@ -8,13 +8,17 @@ import pytest
 
 from connectionpools_fastapi._monitoring.families import families
 from connectionpools_fastapi._monitoring.metrics import stats_of
+from tests.contrib import RULES, queries
 from tests.link_places import SqlitePlace
 from tests.links import Links, shorten
-from tests.prometheus import Prometheus, Series, prometheus
+from tests.prometheus import JOB, Prometheus, Series, prometheus
 
 pytestmark = [pytest.mark.needs_program("prometheus")]
 
 VISITS = 7
+
+# What has no value while nothing is learned or discarded.
+ABSENT = ("connectionpool_patience_seconds", "connectionpool_discards_total")
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +30,8 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cl
         for _ in range(VISITS):
             assert client.get(f"/{code}").status_code == 307
         client.get("/api/report")
-        with prometheus(urlsplit(str(client.base_url)).netloc) as server:
-            server.wait_for_scrapes(2)
+        with prometheus(urlsplit(str(client.base_url)).netloc, RULES) as server:
+            server.wait_for_scrapes(3)
             yield client, server
 
 
@@ -49,3 +53,39 @@ def test_query_api_returns_what_stats_shows(scraped: tuple[httpx.Client, Prometh
     # A visit leases to look its link up, and again to count itself.
     found = server.query('connectionpool_route_leases_total{pool="db", route="GET /{code}"}')
     assert [each["value"][1] for each in found] == [str(2 * VISITS)]
+
+
+def in_terms_of(query: str) -> str:
+    """Fill in the variables of the dashboard, as Grafana does."""
+    return query.replace("$__rate_interval", "1m").replace("$job", JOB).replace("$pool", "db|report")
+
+
+@pytest.mark.parametrize("query", queries())
+def test_query_of_dashboard_is_answered(scraped: tuple[httpx.Client, Prometheus], query: str) -> None:
+    _, server = scraped
+    result = server.query(in_terms_of(query))
+    assert result or any(name in query for name in ABSENT)
+    assert {found["metric"]["pool"] for found in result} <= {"db", "report"}
+
+
+def test_variables_of_dashboard_find_jobs_and_pools(scraped: tuple[httpx.Client, Prometheus]) -> None:
+    _, server = scraped
+    match = {"match[]": "connectionpool_limit"}
+    assert server.get("label/job/values", **match) == [JOB]
+    assert server.get("label/pool/values", **match) == ["db", "report"]
+
+
+def test_alerts_are_evaluated_and_silent_in_calm_times(scraped: tuple[httpx.Client, Prometheus]) -> None:
+    _, server = scraped
+    server.wait_for(lambda: all(rule["health"] != "unknown" for rule in server.rules()))
+    assert {rule["name"]: (rule["health"], rule["state"]) for rule in server.rules()} == dict.fromkeys(
+        (
+            "ConnectionPoolExhausted",
+            "ConnectionPoolWaitsAreLong",
+            "ConnectionPoolBackEndDown",
+            "ConnectionPoolLeak",
+            "ConnectionPoolLeaseIsStuck",
+            "ConnectionPoolSheds",
+        ),
+        ("ok", "inactive"),
+    )
