@@ -3,6 +3,7 @@
 from ._asgi.dependencies import Leased, Pooled
 from ._asgi.lifespan import install_pools, pool_lifespan
 from ._asgi.middleware import PoolMiddleware
+from ._asgi.readiness import mark_unready
 from ._core.slot import Verdict
 from ._monitoring.metrics import PoolCollector
 from ._monitoring.observed import ObservedPool, observe
@@ -57,6 +58,7 @@ __all__ = [
     "WouldDeadlock",
     "WrongEventLoop",
     "install_pools",
+    "mark_unready",
     "observe",
     "pool_lifespan",
 ]

@@ -13,12 +13,15 @@ from .._monitoring.health import PoolHealth, Verdict, examine_all, worst
 from .._monitoring.merge import longest, merge_health
 from .._monitoring.metrics import Stats, plain_stats, render, stats_of
 from .._monitoring.workers import Workers
+from .._runtime.current import current_loop
+from .._runtime.loop import Loop
 from ..errors import PoolConfigError
 from ..pool import ConnectionPool
 from ..stats import Observable
 from .authorization import Authorization, Authorize
 from .pools import RESERVED, checked_pools, started_pools
-from .responses import HEADERS, health_response
+from .readiness import Readiness
+from .responses import HEADERS, checks_of, health_response
 
 Details = Literal["never", "authorized", "always"]
 
@@ -69,15 +72,20 @@ class Endpoints:
         self._scope: Scope = {}
         _count_by_route(self._pools)
         self._workers = Workers(service, self._tell)
+        self._loop: Loop | None = None
+        self._readiness = Readiness(self._tell_unready)
 
     async def join_workers(self, scope: Scope) -> None:
         """Answer for the other workers of the service as well, and for this one when they ask."""
         self._scope = scope
         _count_by_route(self._all_pools(scope))
         await self._workers.join()
+        self._loop = current_loop()
+        self._readiness.begin()
 
     def leave_workers(self) -> None:
         """Answer for this process alone."""
+        self._readiness.end()
         self._workers.leave()
 
     def paths(self, scope: Scope) -> list[str]:
@@ -116,6 +124,8 @@ class Endpoints:
         if which == "live":
             return health_response("pass", {})
         if which == "ready":
+            if self._readiness.is_unready:
+                return health_response("fail", {})
             return health_response((await self._own_health(pools, details=False))["status"], {})
         chosen = pools if which == "" else [pool for pool in pools if pool.name == which]
         if not chosen and which:
@@ -125,7 +135,7 @@ class Endpoints:
         if self._workers.number is not None:
             question = {"path": "health", "which": which, "details": details}
             found = merge_health(await self._ask(question, found))
-        found = found["pools"][which] if which else found
+        found = found["pools"][which] if which else {**found, "checks": checks_of(found["pools"])}
         return health_response(found.pop("status"), found)
 
     async def _own_health(self, pools: list[Observable], *, details: bool) -> dict[str, Any]:
@@ -161,8 +171,20 @@ class Endpoints:
             return plain_stats(pools)
         if question["path"] == "leases":
             return _own_leases(pools)
+        if question["path"] == "unready":
+            self._readiness.is_unready = True
+            return True
         chosen = [pool for pool in pools if question["which"] in ("", pool.name)]
         return await self._own_health(chosen, details=question["details"])
+
+    def _tell_unready(self) -> None:
+        """Tell the other workers that the service is unready; from any thread."""
+
+        async def tell() -> None:
+            await self._ask({"path": "unready"}, None)
+
+        if self._loop is not None and self._workers.number is not None:
+            self._loop.call_soon(partial(self._loop.spawn, tell))
 
     def _weighed(self, health: PoolHealth) -> Verdict:
         """Return a pool's verdict as it counts for the application."""

@@ -25,6 +25,22 @@ def health_response(status: str, body: dict[str, Any]) -> Response:
     )
 
 
+def checks_of(pools: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the health of pools in the words of draft-inadarei-api-health-check, for application/health+json."""
+    checks = {}
+    for name, pool in pools.items():
+        check = {
+            "componentType": "component",
+            "observedValue": pool["taken"],
+            "observedUnit": "connections",
+            "status": pool["status"],
+        }
+        if pool.get("reason"):  # with details
+            check["output"] = pool["reason"]
+        checks[f"{name.replace(':', '_')}:connections"] = [check]  # a colon ends the name
+    return checks
+
+
 def unavailable_response(error: PoolError) -> Response:
     """Say that there is no resource for a request now, and when to try again: 503."""
     seconds = max(1, math.ceil(error.retry_after or 1))

@@ -9,9 +9,17 @@ import anyio
 import anyio.lowlevel
 import pytest
 from fastapi import FastAPI, HTTPException
+from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection
 
-from connectionpools_fastapi import ConnectionPool, PoolError, PoolMiddleware, install_pools, pool_lifespan
+from connectionpools_fastapi import (
+    ConnectionPool,
+    PoolError,
+    PoolMiddleware,
+    install_pools,
+    mark_unready,
+    pool_lifespan,
+)
 from connectionpools_fastapi.testing import started
 from tests.support import loop_time
 from tests.web import Answer, Thing, ask, things
@@ -74,7 +82,23 @@ def read(answer: Answer) -> Any:
 async def health(app: Any, path: str = "", **options: Any) -> tuple[int, Any]:
     with anyio.fail_after(10):
         answer = await ask(app, "/pool/health" + path, **options)
-    return answer.status, read(answer)
+    body = read(answer)
+    follows_draft(answer.status, body)
+    body.pop("checks", None)
+    return answer.status, body
+
+
+def follows_draft(code: int, body: Any) -> None:
+    """Check what the IETF's draft of application/health+json, draft-inadarei-api-health-check, asks for."""
+    assert (code, body["status"]) in ((200, "pass"), (200, "warn"), (503, "fail"))
+    assert ("checks" in body) == ("pools" in body)
+    for name, pool in body.get("pools", {}).items():
+        (check,) = body["checks"][f"{name}:connections"]
+        assert check["status"] == pool["status"]
+        assert (check["componentType"], check["observedUnit"]) == ("component", "connections")
+        assert check["observedValue"] == pool["taken"]
+        assert check.get("output", "") == pool.get("reason", "")
+        assert "output" not in check or check["status"] != "pass"
 
 
 async def until_down(app: Any, clock: Clock, **options: Any) -> tuple[int, Any]:
@@ -100,6 +124,11 @@ async def test_healthy_pool_passes_with_its_counts_only() -> None:
         assert await health(served, "/db") == (200, counts)
         assert await health(served, "/ready") == (200, {"status": "pass"})
         assert await health(served, "/live") == (200, {"status": "pass"})
+
+
+async def test_a_colon_in_the_name_of_a_pool_ends_no_name_of_a_check() -> None:
+    async with started(installed(things(name="db:main"))) as served:
+        assert list(read(await ask(served, "/pool/health"))["checks"]) == ["db_main:connections"]
 
 
 async def test_a_saturated_pool_warns_at_once_and_is_still_ready() -> None:
@@ -249,6 +278,21 @@ async def test_a_pool_that_is_not_open_fails() -> None:
         assert (await health(served))[0] == 200
     status, body = await health(app)
     assert (status, body["pools"]["db"]["status"]) == (503, "fail")
+
+
+def test_an_application_that_is_marked_unready_serves_on_until_it_starts_again() -> None:
+    pool = things(min_free=1)
+    app = installed(pool)
+    app.get("/items")(lambda: 1)
+    with TestClient(app) as client:
+        mark_unready()
+        ready = client.get("/pool/health/ready")
+        assert (ready.status_code, ready.json()) == (503, {"status": "fail"})
+        for path in ("/pool/health", "/pool/health/db", "/pool/health/live", "/pool/metrics", "/items"):
+            assert client.get(path).status_code == 200
+    mark_unready()  # nothing runs
+    with TestClient(app) as client:
+        assert client.get("/pool/health/ready").json() == {"status": "pass"}
 
 
 async def test_the_worst_pool_speaks_for_all() -> None:

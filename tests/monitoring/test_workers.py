@@ -5,6 +5,7 @@ import os
 import re
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import count
@@ -16,13 +17,15 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from connectionpools_fastapi import ConnectionPool, install_pools
+from connectionpools_fastapi import ConnectionPool, install_pools, mark_unready
+from connectionpools_fastapi._asgi import readiness
 from connectionpools_fastapi._monitoring.workers import Workers
 from tests.support import settled
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform != "linux", reason="workers find each other on Linux")]
 
 HOW_LONG = 5.0
+PATIENCE = 30.0
 NUMBERS = count()
 
 
@@ -170,6 +173,20 @@ def test_any_worker_answers_for_the_whole_service(service: str) -> None:
             ]
             (lease,) = client.get("/pool/leases").json()["leases"]
             assert (lease["holder"], lease["worker"]) == ("GET /slow", 1)
+
+
+def test_a_worker_that_is_marked_unready_tells_the_others(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = [serving(ConnectionPool(create=object, name="db"), service=service) for _ in range(2)]
+    with first:
+        (own,) = readiness._RUNNING
+        with second:
+            monkeypatch.setattr(readiness, "_RUNNING", {own})
+            mark_unready()
+            until = time.monotonic() + PATIENCE
+            while second.get("/pool/health/ready").status_code == 200:
+                assert time.monotonic() < until
+            assert first.get("/pool/health/ready").status_code == 503
+            assert second.get("/pool/health").json()["status"] == "pass"
 
 
 def test_ready_speaks_for_the_answering_worker_only(service: str) -> None:
