@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis.strategies import none
 
 from tests import programs
-from tests.servers import mariadb_server, postgres_url, redis_url  # noqa: F401 - fixtures
+from tests.servers import mariadb_server, postgres_url, rabbitmq_url, redis_url  # noqa: F401 - fixtures
 from tests.support import jumping
 from tests.wires import proxy  # noqa: F401 - as above
 

@@ -19,7 +19,11 @@ MISSING = "needs a program that is missing"  # what a skipped test reports, from
 
 def path_of(program: str) -> str | None:
     """Return where a program is: where the variable of its name says (PGBOUNCER), or on the PATH."""
-    return os.environ.get(program.upper()) or shutil.which(program, path=ENOUGH_PATH)
+    return os.environ.get(_variable(program)) or shutil.which(program, path=ENOUGH_PATH)
+
+
+def _variable(program: str) -> str:
+    return program.upper().replace("-", "_")
 
 
 def see_to_programs(item: pytest.Item) -> None:
@@ -37,7 +41,7 @@ def closing_lines(skipped: Iterable[pytest.TestReport]) -> list[str]:
     """Say what was not run, a line for each missing program."""
     missed = Counter(str(value) for report in skipped for name, value in report.user_properties if name == MISSING)
     return [
-        f"NOT RUN: {count} tests need {program}, which is missing; install it, or set {program.upper()} to its path"
+        f"NOT RUN: {count} tests need {program}, which is missing; install it, or set {_variable(program)} to its path"
         for program, count in missed.items()
     ]
 

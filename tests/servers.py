@@ -7,6 +7,7 @@ import pytest
 
 from tests.certificates import write_certificate
 from tests.mariadb_servers import MariadbServer, mariadb
+from tests.rabbitmq_servers import rabbitmq
 from tests.wheel_servers import postgres, redis
 
 
@@ -36,6 +37,21 @@ def redis_url() -> Iterator[str]:
         yield url
         return
     with redis() as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> Iterator[str]:
+    """Yield the address of a RabbitMQ: RABBITMQ_URL, or one made for this session.
+
+    RABBITMQ_URL, if set, names a server whose user may do all. The tests make queues and exchanges
+    whose names begin with `test-`.
+    """
+    url = os.environ.get("RABBITMQ_URL")
+    if url:
+        yield url
+        return
+    with rabbitmq() as server:
         yield server.url
 
 

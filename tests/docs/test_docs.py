@@ -29,6 +29,7 @@ ADDRESSES = {
     "DATABASE_URL": "postgresql://app@db.example/app",
     "CACHE_URL": "redis://cache.example/0",
     "SHOP_URL": "mysql://shop@db.example/shop",
+    "QUEUE_URL": "amqp://queue.example/",
     "SMTP_URL": "smtp://mail.example:25",
 }
 
