@@ -63,8 +63,9 @@ def in_terms_of(query: str) -> str:
 @pytest.mark.parametrize("query", queries())
 def test_query_of_dashboard_is_answered(scraped: tuple[httpx.Client, Prometheus], query: str) -> None:
     _, server = scraped
+    if not any(name in query for name in ABSENT):
+        server.wait_for(lambda: bool(server.query(in_terms_of(query))))  # a scrape may have failed on a busy machine
     result = server.query(in_terms_of(query))
-    assert result or any(name in query for name in ABSENT)
     assert {found["metric"]["pool"] for found in result} <= {"db", "report"}
 
 
