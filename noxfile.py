@@ -104,7 +104,10 @@ def wheel(session: nox.Session) -> None:
     session.run("python", "-m", "venv", "--clear", str(empty))
     (found,) = built.glob("*.whl")
     session.run(str(empty / "bin" / "pip"), "install", "--quiet", str(found), external=True)
-    program = "import connectionpools_fastapi as pools; print(sorted(pools.__all__))"
+    program = (
+        "import connectionpools_fastapi as pools; print(sorted(pools.__all__)); "
+        "from connectionpools_fastapi._asgi.page import FILES, page_file; assert all(map(page_file, FILES))"
+    )
     with session.chdir(built):
         session.run(str(empty / "bin" / "python"), "-W", "error", "-c", program, external=True)
 

@@ -33,6 +33,7 @@ class Server(uvicorn.Server):
             f"Links is running. Open\n"
             f"  {base}/              the page\n"
             f"  {base}/docs          the API\n"
+            f"  {base}/pool/         the pools, live\n"
             f"  {base}/pool/health   the pools' health\n"
             f"  {base}/pool/metrics  the pools' metrics"
         )

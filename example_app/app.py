@@ -13,7 +13,7 @@ from connectionpools_fastapi import install_pools
 from .feed import Feed
 from .pools import Database, make_cache
 from .routers import export, links, live, page, redirect, report
-from .security import SecurityHeaders
+from .security import SecurityHeaders, is_on_loopback
 from .settings import Settings
 from .store import StoreAwayError
 
@@ -38,7 +38,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.feed = Feed()
     app.state.database = Database(settings)
     app.state.cache = make_cache(settings)
-    install_pools(app, *app.state.database.pools, *app.state.cache.pools)
+    install_pools(app, *app.state.database.pools, *app.state.cache.pools, authorize=is_on_loopback)
     app.add_middleware(SecurityHeaders, docs="/docs")
     app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
     app.add_exception_handler(StoreAwayError, _ask_to_come_again)

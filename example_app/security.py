@@ -1,6 +1,7 @@
-"""Security: the headers that tell browsers what a page may do."""
+"""Security: the headers that tell browsers what a page may do, and the requests that may see the pools."""
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 STRICT_POLICY = (
@@ -13,6 +14,17 @@ DOCS_POLICY = (
     "style-src 'unsafe-inline' https://cdn.jsdelivr.net; img-src data: https://fastapi.tiangolo.com; "
     "connect-src 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def is_on_loopback(connection: HTTPConnection) -> bool:
+    """Allow requests from this machine to this machine.
+
+    The second part refuses a page whose own host name was made to mean 127.0.0.1. Behind a proxy on the same machine,
+    the proxy has to send X-Forwarded-For, by which Uvicorn knows where a request is from.
+    """
+    return connection.client is not None and {connection.client.host, connection.url.hostname} <= set(LOOPBACK)
 
 
 class SecurityHeaders:

@@ -1,4 +1,4 @@
-"""Endpoints: the answers at /pool/health, /pool/metrics and /pool/leases."""
+"""Endpoints: the answers at /pool/health, /pool/metrics and /pool/leases, and the live page at /pool/."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, Response
-from starlette.types import Scope
+from starlette.types import ASGIApp, Scope
 
 from .._core.policy import LONGEST, check_seconds
 from .._monitoring.health import PoolHealth, Verdict, examine_all, worst
 from .._monitoring.merge import longest, merge_health
 from .._monitoring.metrics import Stats, plain_stats, render, stats_of
+from .._monitoring.picture import own_part
 from .._monitoring.workers import Workers
 from .._runtime.current import current_loop
 from .._runtime.loop import Loop
@@ -19,6 +20,7 @@ from ..errors import PoolConfigError
 from ..pool import ConnectionPool
 from ..stats import Observable
 from .authorization import Authorization, Authorize
+from .page import EVERY, FILES, STREAM, STREAM_HEADERS, Viewers, is_of_another_site, page_response
 from .pools import RESERVED, checked_pools, started_pools
 from .readiness import Readiness
 from .responses import HEADERS, checks_of, health_response
@@ -67,26 +69,30 @@ class Endpoints:
         self._pools = checked_pools((*needed, *spare), write)
         self._details = details
         self._authorization = None if authorize is None else Authorization(authorize, probe_timeout)
-        self._exact = ("health", "metrics") if authorize is None else ("health", "metrics", "leases")
+        private = () if authorize is None else ("leases", *FILES, STREAM)
+        self._exact = ("health", "metrics", *private)
         self._probe = {"max_age": probe_max_age, "timeout": probe_timeout}
         self._scope: Scope = {}
         _count_by_route(self._pools)
         self._workers = Workers(service, self._tell)
         self._loop: Loop | None = None
         self._readiness = Readiness(self._tell_unready)
+        self._viewers = Viewers(self._look)
 
     async def join_workers(self, scope: Scope) -> None:
         """Answer for the other workers of the service as well, and for this one when they ask."""
         self._scope = scope
         _count_by_route(self._all_pools(scope))
+        self._viewers.begin()
         await self._workers.join()
         self._loop = current_loop()
         self._readiness.begin()
 
     def leave_workers(self) -> None:
-        """Answer for this process alone."""
+        """Answer for this process alone, and end the page's streams."""
         self._readiness.end()
         self._workers.leave()
+        self._viewers.end()
 
     def paths(self, scope: Scope) -> list[str]:
         """Return the paths of all endpoints."""
@@ -101,10 +107,12 @@ class Endpoints:
         path = path[len(self.prefix) + 1 :].removesuffix("/")
         return path if path in self._exact or path.removeprefix("health/") not in ("", path) else None
 
-    async def answer(self, scope: Scope, path: str) -> Response:
+    async def answer(self, scope: Scope, path: str) -> ASGIApp:
         """Return the response to a request for the endpoint at a path below the prefix."""
         if scope["method"] not in ("GET", "HEAD"):
             return Response(status_code=405, headers={"Allow": "GET, HEAD", **HEADERS})
+        if path == STREAM:
+            return await self._stream(scope)
         pools = self._all_pools(scope)
         if path == "metrics":
             accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
@@ -114,6 +122,8 @@ class Endpoints:
             response = Response(body, headers={"Content-Type": content_type, "Vary": "Accept", **HEADERS})
         elif path == "leases":
             response = await self._leases(scope, pools)
+        elif path in FILES:
+            response = page_response(path)
         else:
             response = await self._health(scope, pools, path.removeprefix("health").removeprefix("/"))
         if scope["method"] == "HEAD":
@@ -158,6 +168,20 @@ class Endpoints:
             leases = longest({number: answer for number, answer in answers.items() if answer is not None})
         return JSONResponse({"leases": leases}, headers=HEADERS)
 
+    async def _stream(self, scope: Scope) -> ASGIApp:
+        if is_of_another_site(scope) or not await self._is_authorized(scope):
+            return JSONResponse({"detail": "not authorized"}, status_code=403, headers=HEADERS)
+        return self._viewers if scope["method"] == "GET" else Response(headers=STREAM_HEADERS)
+
+    async def _look(self) -> dict[int, Any]:
+        """Return what all workers know of their pools, by their numbers."""
+        own = await self._own_part()
+        return {0: own} if self._workers.number is None else await self._ask({"path": "page"}, own)
+
+    async def _own_part(self) -> dict[str, Any]:
+        timeout = min(self._probe["timeout"], EVERY)
+        return await own_part(self._all_pools(self._scope), max_age=self._probe["max_age"], timeout=timeout)
+
     async def _ask(self, question: dict[str, Any], own: Any) -> dict[int, Any]:
         """Return the answers of all workers to a question, this one's included, by their numbers."""
         assert self._workers.number is not None  # noqa: S101 - the callers have seen it
@@ -174,6 +198,8 @@ class Endpoints:
         if question["path"] == "unready":
             self._readiness.is_unready = True
             return True
+        if question["path"] == "page":
+            return await self._own_part()
         chosen = [pool for pool in pools if question["which"] in ("", pool.name)]
         return await self._own_health(chosen, details=question["details"])
 

@@ -97,7 +97,7 @@ def hidden_routes(app: Any, paths: Collection[str]) -> list[str]:
         The paths that are also routes of the application; patterns that only match one are left out.
     """
     found = (path for path, route, _ in _routes(app) if not isinstance(route, WebSocketRoute))
-    return sorted({path for path in found if path.removesuffix("/") in paths})
+    return sorted({path for path in found if path in paths or path.removesuffix("/") in paths})
 
 
 def providers_of(app: Any) -> Iterator[tuple[str, Any, list[tuple[Provider, Any, Any]]]]:

@@ -1,6 +1,7 @@
-"""Merge: the answers of all workers about health and leases as one."""
+"""Merge: the answers of all workers about health, leases and stats as one."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from .health import MOST_HOLDERS, Verdict
@@ -65,3 +66,38 @@ def verdict_of(statuses: list[Verdict]) -> Verdict:
     """Return "fail" if all fail, "pass" if all pass, else "warn"."""
     found = set(statuses)
     return found.pop() if len(found) == 1 else "warn"
+
+
+def merge_stats(every: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the stats of one pool in several workers as one, all as plain values."""
+    return {key: _merge(key, [stats[key] for stats in every if key in stats]) for key in every[0]}
+
+
+def _merge(key: str, values: list[Any]) -> Any:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    merge = BY_NAME.get(key) or BY_TYPE.get(type(known[0]))
+    if merge is not None:
+        return merge(known)
+    return sum(known) if len(known) == len(values) else None  # a sum of some would be wrong
+
+
+def _join(texts: list[str]) -> str:
+    return ", ".join(sorted(set(texts)))
+
+
+def _add(counts: list[Sequence[int]]) -> list[int]:
+    return [sum(each) for each in zip(*counts, strict=True)]
+
+
+# How the values of several workers become one; all others are added.
+BY_NAME: dict[str, Callable[[list[Any]], Any]] = {
+    "name": itemgetter(0),
+    "bounds": itemgetter(0),
+    "expected_wait": max,
+    "oldest_wait": max,
+    "patience": min,
+    "retry_after": min,
+}
+BY_TYPE: dict[type, Callable[[list[Any]], Any]] = {bool: any, str: _join, dict: merge_stats, list: _add, tuple: _add}

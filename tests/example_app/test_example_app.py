@@ -576,3 +576,24 @@ def test_driver_refusal_has_the_same_words(query: str) -> None:
     assert str(refused.value).startswith("DATABASE_URL must be ")
     assert "hunter2" not in str(refused.value)
     assert refused.value.__suppress_context__
+
+
+# --- the pools, live ---
+
+
+@pytest.mark.parametrize(
+    ("client_host", "host", "status"),
+    [
+        ("127.0.0.1", "localhost:8000", 200),
+        ("127.0.0.1", "127.0.0.1:8000", 200),
+        ("127.0.0.1", "evil.example", 403),  # a page whose own name means 127.0.0.1
+        ("192.0.2.1", "localhost:8000", 403),
+        ("192.0.2.1", "links.example", 403),
+    ],
+)
+def test_leases_are_shown_on_the_loopback_only(
+    sqlite_place: SqlitePlace, client_host: str, host: str, status: int
+) -> None:
+    with TestClient(sqlite_place.app(), client=(client_host, 1)) as client:
+        assert client.get("/pool/leases", headers={"host": host}).status_code == status
+        assert client.get("/pool/", headers={"host": host}).status_code == 200  # which has no numbers in it

@@ -168,7 +168,7 @@ def test_it_prints_where_to_go(tmp_path: Path) -> None:
     with Links({}, directory=tmp_path) as server:
         addresses = [httpx.URL(address) for address in server.wait_for_addresses()]
 
-        assert [address.path for address in addresses] == ["/", "/docs", "/pool/health", "/pool/metrics"]
+        assert [address.path for address in addresses] == ["/", "/docs", "/pool/", "/pool/health", "/pool/metrics"]
         for address in addresses:
             assert httpx.get(address, trust_env=False).status_code == 200
 
