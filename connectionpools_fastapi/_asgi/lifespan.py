@@ -119,7 +119,7 @@ def install_pools(
             these fails, /pool/health warns, and only /pool/health/{name} fails.
         prefix: Where /health and /metrics are.
         details: Which requests may see why a pool is not healthy; see `PoolMiddleware`.
-        authorize: Says whether a request may see details and /pool/leases; see `PoolMiddleware`.
+        authorize: Says whether a request may see details, /pool/leases and the page at /pool/; see `PoolMiddleware`.
         probe_max_age: How old the last sign of life of a back-end may be, in seconds.
         probe_timeout: How long a health check waits for a back-end, in seconds.
         service: A name by which the workers of one service find each other; see `PoolMiddleware`.

@@ -53,9 +53,9 @@ class PoolMiddleware:
             details: Which requests see the reason and the holders of leases at /pool/health:
                 "never", those that `authorize` allows ("authorized"), or "always". By default "authorized"
                 with `authorize`, else "never".
-            authorize: Says whether a request may see details and /pool/leases, which exists only with it; `def`
-                (which must not block) or `async def`, which has `probe_timeout` seconds. Only True means yes; an
-                exception means no.
+            authorize: Says whether a request may see details, /pool/leases and the live page at /pool/, which exist
+                only with it; `def` (which must not block) or `async def`, which has `probe_timeout` seconds. Only
+                True means yes; an exception means no.
             probe_max_age: How old the last sign of life of a back-end may be, in seconds.
             probe_timeout: How long a health check waits for a back-end, in seconds.
             service: A name, of letters, digits, dots, dashes and underscores, by which the workers of one service

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from .._monitoring.merge import Answers
 from .._monitoring.picture import Pictures
+from .._runtime.current import current_loop
 from .responses import HEADERS
 
 STREAM = "stream"
@@ -47,6 +48,9 @@ LONGEST_STREAM = 20.0
 # A viewer that takes nothing for so many seconds hangs.
 HANGS_AFTER = 10.0
 
+# For so many seconds after the last viewer has left, the next one finds what has changed in the last minute.
+LINGERS = 5.0
+
 # Asks all workers what they know of their pools.
 Look = Callable[[], Awaitable[Answers]]
 
@@ -73,7 +77,7 @@ class Viewers:
     def __init__(self, look: Look) -> None:
         self._look = look
         self._count = 0
-        self._shared: SharedPicture | None = None  # only while there are viewers: a service without pays nothing
+        self._shared: SharedPicture | None = None  # only for viewers: a service without pays nothing
         self._has_ended = False
 
     def begin(self) -> None:
@@ -101,8 +105,13 @@ class Viewers:
                 group.cancel_scope.cancel()
         finally:
             self._count -= 1
-            if not self._count:
-                self._shared = None
+            if not self._count and (loop := current_loop()) is not None:
+                loop.call_later(LINGERS, self._forget)
+
+    def _forget(self) -> None:
+        """Forget the last minute, unless a viewer has come meanwhile, as one does whose stream was at its end."""
+        if not self._count:
+            self._shared = None
 
     async def _show(self, shared: "SharedPicture", send: Send) -> None:
         """Send the newest picture each second: a viewer that reads slowly misses those in between."""

@@ -186,7 +186,7 @@ def _exhausted(seen: Seen) -> Diagnosis | None:
     waiting = _callers(stats["waiting"], "waits", "wait")
     longest = f", the longest for {seconds(stats['oldest_wait'])}" if stats["waiting"] else ""
     lost = f" {_callers(timeouts, 'was', 'were')} turned away in the last seconds." if timeouts else ""
-    stuck = f" {_sentence(seen.why)}" if seen.health == "fail" else ""
+    stuck = " For seconds nothing has come back." if seen.health == "fail" else ""
     return Diagnosis(
         "exhausted",
         "Exhausted",
@@ -198,10 +198,11 @@ def _exhausted(seen: Seen) -> Diagnosis | None:
 def _failing(seen: Seen) -> Diagnosis | None:
     if not seen.stats["failing"]:
         return None
+    left = seen.stats["free"] + seen.stats["taken"]
     return Diagnosis(
         "failing",
         "Cannot grow",
-        f"{_sentence(seen.why)} {seen.stats['free'] + seen.stats['taken']} resources still serve.",
+        f"{_sentence(seen.why)} {f'{left} resources still serve.' if left else 'Callers wait for it.'}",
         "Look at how many connections the back-end allows, at its credentials and the network to it.",
     )
 

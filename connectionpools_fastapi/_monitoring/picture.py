@@ -33,6 +33,9 @@ TOTALS = (
     "create",
 )
 
+# What the page has no room for.
+NOT_SHOWN = ("priorities", "routes")
+
 
 async def own_part(pools: Iterable[Observable], *, max_age: float, timeout: float) -> dict[str, Any]:
     """Return what this worker knows of its pools, as plain values by name; see `examine_all`."""
@@ -40,7 +43,7 @@ async def own_part(pools: Iterable[Observable], *, max_age: float, timeout: floa
         found.stats.name: {
             "health": found.verdict,
             "why": found.reason,
-            "stats": asdict(found.stats),
+            "stats": {key: value for key, value in asdict(found.stats).items() if key not in NOT_SHOWN},
             "leases": [{"holder": holder.name, "age": holder.age} for holder in found.holders or ()],
         }
         for found in await examine_all(pools, max_age=max_age, timeout=timeout)

@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import Message
 
 from connectionpools_fastapi import install_pools
-from connectionpools_fastapi._asgi.page import HANGS_AFTER, LONGEST_STREAM, MOST_VIEWERS, Viewers
+from connectionpools_fastapi._asgi.page import HANGS_AFTER, LINGERS, LONGEST_STREAM, MOST_VIEWERS, Viewers
 from connectionpools_fastapi._asgi.startup_checks import hidden_routes
 from connectionpools_fastapi.testing import started
 from tests.web import Answer, ask, things
@@ -169,8 +169,22 @@ async def test_nothing_is_asked_or_kept_without_viewers() -> None:
     watched = Watched()
     await watched.view()
     looks = watched.looks
-    await anyio.sleep(60)
-    assert (watched.looks, watched.viewers._shared) == (looks, None)
+    await assert_nothing_is_left(watched)
+    assert watched.looks == looks
+
+
+async def test_next_stream_of_a_viewer_goes_on_with_the_last_minute() -> None:
+    app, db = FastAPI(), things()
+    install_pools(app, db, authorize=by_token)
+    async with started(app) as served, db.lease():
+        await ask(served, "/pool/stream", headers=TOKEN)
+        first, *_ = pictures(await ask(served, "/pool/stream", headers=TOKEN))
+    assert first["pools"][0]["minute_seconds"] == pytest.approx(LONGEST_STREAM, abs=0.1)
+
+
+async def assert_nothing_is_left(watched: Watched) -> None:
+    await anyio.sleep(LINGERS + 0.1)
+    assert (watched.viewers._count, watched.viewers._shared) == (0, None)
 
 
 async def test_one_viewer_too_many_is_told_until_one_leaves() -> None:
@@ -216,7 +230,7 @@ async def test_viewer_that_hangs_is_dropped() -> None:
     answer = await watched.view(on_send=hang)
     assert anyio.current_time() - began == pytest.approx(HANGS_AFTER, abs=0.1)
     assert answer.messages[-1]["more_body"]  # the server sees that the response did not end
-    assert watched.viewers._shared is None
+    await assert_nothing_is_left(watched)
 
 
 async def test_viewer_whose_connection_breaks_leaves() -> None:
@@ -226,7 +240,7 @@ async def test_viewer_whose_connection_breaks_leaves() -> None:
         raise OSError
 
     await watched.view(on_send=break_off)
-    assert watched.viewers._shared is None
+    await assert_nothing_is_left(watched)
 
 
 async def test_streams_end_with_the_application_and_begin_with_its_next_start() -> None:

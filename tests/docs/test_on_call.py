@@ -175,7 +175,7 @@ def picture_of(page: Page, name: str) -> None:
     """Keep what the page looks like after a moment, if a person asks for that: the pictures in docs/."""
     if "SCREENSHOTS" in os.environ:
         page.wait_for_timeout(12_000)
-        page.screenshot(path=Path(os.environ["SCREENSHOTS"]) / f"{name}.png", full_page=True)
+        page.screenshot(path=Path(os.environ["SCREENSHOTS"]) / f"{name}.png")
 
 
 def assert_shows(page: Page, stats: dict[str, Any]) -> None:
@@ -195,7 +195,7 @@ def assert_shows(page: Page, stats: dict[str, Any]) -> None:
 
 
 def test_page_tells_a_pool_that_is_exhausted_and_recovers(service: Service, open_page: Callable[..., Page]) -> None:
-    page = open_page(service, viewport={"width": 1180, "height": 760})
+    page = open_page(service, viewport={"width": 1180, "height": 840})
     see(page, "All 2 pools are fine.")
     service.ask("/traffic/100")
     service.ask("/hold/7?holder=GET%20/reports/{year}")
@@ -217,7 +217,7 @@ def test_name_of_a_holder_is_shown_as_text(service: Service, open_page: Callable
 
 
 def test_page_tells_a_back_end_that_is_down_and_up_again(service: Service, open_page: Callable[..., Page]) -> None:
-    page = open_page(service, viewport={"width": 1180, "height": 760}, color_scheme="dark")
+    page = open_page(service, viewport={"width": 1180, "height": 840}, color_scheme="dark")
     see(page, "All 2 pools are fine.")
     service.ask("/traffic/100")
     service.ask("/back-end/down")

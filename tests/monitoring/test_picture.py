@@ -106,7 +106,7 @@ def test_exhausted_by_load_asks_for_room_and_by_slow_leases_does_not() -> None:
 def test_pool_in_which_nothing_moves_is_exhausted() -> None:
     why = "nothing was leased or came back within 5 s: 4 of 4 taken, 3 waiting"
     found = seen(BUSY, health="fail", why=why)
-    assert (found.kind, "Nothing was leased" in found.reason) == ("exhausted", True)
+    assert (found.kind, "nothing has come back" in found.reason) == ("exhausted", True)
 
 
 def test_leases_that_do_not_end_are_a_leak_while_callers_wait() -> None:

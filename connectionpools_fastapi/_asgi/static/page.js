@@ -202,6 +202,7 @@ function showFacts(card, stats) {
     if (stats.expected_wait !== null) facts.push(["A new caller waits", stats.expected_wait ? `about ${duration(stats.expected_wait)}` : "not at all"]);
     if (stats.retry_after !== null) facts.push(["Next try to create", `in ${duration(stats.retry_after)}`]);
   }
+  if (stats.budget) facts.push([`Budget ${stats.budget.name}`, `${count(stats.budget.used)} of ${count(stats.budget.total)} used, ${count(stats.budget.held)} here`]);
   redraw(card.querySelector(".facts"), facts.flat(), (text) => element(facts.some(([name]) => name === text) ? "dt" : "dd", text));
 }
 
@@ -211,7 +212,7 @@ function showLeases(card, leases) {
   card.querySelector('[data-is="no-leases"]').hidden = length > 0;
   redraw(card.querySelector(".leases tbody"), leases.slice(0, 6).map((lease) => [lease.holder, lease.worker, duration(lease.age)]), ([holder, worker, age]) => {
     const row = element("tr");
-    row.append(element("td", holder, { title: holder }), element("td", String(worker), { class: "worker" }), element("td", age));
+    row.append(element("td", holder), element("td", String(worker), { class: "worker" }), element("td", age));
     return row;
   });
 }
@@ -220,7 +221,7 @@ function showTotals(card, stats) {
   const rows = [];
   for (const [name, value] of Object.entries(stats)) {
     if (typeof value === "number" && !["limit", "free", "taken", "creating", "waiting", "checking", "changing", "min_free"].includes(name)) rows.push([name, value]);
-    else if (value !== null && typeof value === "object") for (const [reason, number] of Object.entries(value)) rows.push([`${name}: ${reason}`, number]);
+    else if (name !== "budget" && value !== null && typeof value === "object") for (const [reason, number] of Object.entries(value)) rows.push([`${name}: ${reason}`, number]);
   }
   redraw(card.querySelector(".totals"), rows.filter(([name]) => !/_wait|patience|retry_after/.test(name)), ([name, number]) => {
     const row = element("div", undefined, { "data-total": name });
@@ -273,7 +274,7 @@ function showEvents(known) {
   known.card.querySelector('[data-is="no-events"]').hidden = rows.length > 0;
   redraw(known.card.querySelector(".events ol"), rows, (event) => {
     const item = element("li", undefined, { class: event.isTurn ? "turn" : "" });
-    item.append(element("time", clock(event.at)), element("span", event.text, { class: event.tone }), element("span", event.number > 1 ? `× ${count(event.number)}` : "", { class: "count" }));
+    item.append(element("time", clock(event.since)), element("span", event.text, { class: event.tone }), element("span", event.number > 1 ? `× ${count(event.number)}` : "", { class: "count" }));
     return item;
   });
 }
