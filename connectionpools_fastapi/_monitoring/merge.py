@@ -91,17 +91,12 @@ def _add(counts: list[Sequence[int]]) -> list[int]:
     return [sum(each) for each in zip(*counts, strict=True)]
 
 
-def _merge_budget(known: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what the workers say of one budget; only what each of them holds adds up."""
-    return {**known[0], "held": sum(budget["held"] for budget in known)}
-
-
 # How the values of several workers become one; all others are added.
 BY_NAME: dict[str, Callable[[list[Any]], Any]] = {
     "name": itemgetter(0),
     "bounds": itemgetter(0),
-    "budget": _merge_budget,
     "expected_wait": max,
+    "longest_lease": max,
     "oldest_wait": max,
     "patience": min,
     "retry_after": min,

@@ -189,6 +189,15 @@ def test_worst_worker_decides_and_a_hanging_one_is_named() -> None:
     assert pool["stats"]["limit"] == 8
 
 
+def test_workers_share_one_budget() -> None:
+    shares = [{"name": "orders", "total": 9, "used": 5, "held": held, "members": {}} for held in (2, 3)]
+    answers = {number: part(IDLE) for number in range(3)}
+    for number, share in enumerate(shares):
+        answers[number]["db"]["budget"] = share
+    (pool,) = Pictures().picture(answers, 0.0)["pools"]
+    assert pool["budget"] == {**shares[0], "held": 5}
+
+
 def test_workers_that_are_fine_say_one_sentence() -> None:
     (pool,) = Pictures().picture({0: part(IDLE), 1: part(IDLE)}, 0.0)["pools"]
     assert pool["reason"] == "8 of 8 resources are left to lease."

@@ -137,7 +137,7 @@ function showPool(pool, picture) {
   showSlots(card, stats);
   showTrends(known, stats, picture.at);
   showDurations(card, pool);
-  showFacts(card, stats);
+  showFacts(card, stats, pool.budget);
   showLeases(card, pool.leases);
   showEvents(known);
   showTotals(card, stats);
@@ -195,14 +195,14 @@ function showDurations(card, pool) {
   });
 }
 
-function showFacts(card, stats) {
+function showFacts(card, stats, budget) {
   const facts = [];
   if ("patience" in stats) {
     facts.push(["Callers leave after", stats.patience === null ? "not learned yet" : `about ${duration(stats.patience)}`]);
     if (stats.expected_wait !== null) facts.push(["A new caller waits", stats.expected_wait ? `about ${duration(stats.expected_wait)}` : "not at all"]);
     if (stats.retry_after !== null) facts.push(["Next try to create", `in ${duration(stats.retry_after)}`]);
   }
-  if (stats.budget) facts.push([`Budget ${stats.budget.name}`, `${count(stats.budget.used)} of ${count(stats.budget.total)} used, ${count(stats.budget.held)} here`]);
+  if (budget) facts.push([`Budget ${budget.name}`, `${count(budget.used)} of ${count(budget.total)} used, ${count(budget.held)} here`]);
   redraw(card.querySelector(".facts"), facts.flat(), (text) => element(facts.some(([name]) => name === text) ? "dt" : "dd", text));
 }
 
@@ -221,9 +221,9 @@ function showTotals(card, stats) {
   const rows = [];
   for (const [name, value] of Object.entries(stats)) {
     if (typeof value === "number" && !["limit", "free", "taken", "creating", "waiting", "checking", "changing", "min_free"].includes(name)) rows.push([name, value]);
-    else if (name !== "budget" && value !== null && typeof value === "object") for (const [reason, number] of Object.entries(value)) rows.push([`${name}: ${reason}`, number]);
+    else if (value !== null && typeof value === "object") for (const [reason, number] of Object.entries(value)) rows.push([`${name}: ${reason}`, number]);
   }
-  redraw(card.querySelector(".totals"), rows.filter(([name]) => !/_wait|patience|retry_after/.test(name)), ([name, number]) => {
+  redraw(card.querySelector(".totals"), rows.filter(([name]) => !/_wait|_lease|patience|retry_after/.test(name)), ([name, number]) => {
     const row = element("div", undefined, { "data-total": name });
     row.append(element("dt", name.replaceAll("_", " ")), element("dd", count(number)));
     return row;
