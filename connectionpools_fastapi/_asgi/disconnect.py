@@ -4,7 +4,6 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -16,6 +15,7 @@ from .._core.waiter import Waiter
 from .._runtime.current import in_trio
 from .._runtime.request_context import REQUEST
 from ..lease import Lease
+from .stepper import Stepper, needs_no_task
 
 DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
 
@@ -34,7 +34,7 @@ class DisconnectWatcher:
 
     __slots__ = (
         *("_ahead", "_arrived", "_context", "_is_answered", "_is_reading_ahead", "_readers", "_receive"),
-        *("_request_complete", "_served", "_stop", "_task", "_waits", "_watched", "disconnected"),
+        *("_request_complete", "_served", "_stepper", "_stop", "_task", "_waits", "_watched", "disconnected"),
     )
 
     def __init__(self, receive: Receive) -> None:
@@ -42,6 +42,7 @@ class DisconnectWatcher:
         self._readers = 0  # how many calls of the server's `receive` are under way
         self._is_reading_ahead = False  # a task does so, or is about to begin
         self._stop: Callable[[], object] | None = None  # cancels that task, while it runs
+        self._stepper: Stepper | None = None  # reads ahead in place of a task
         self._arrived: anyio.Event | None = None  # made where the application waits for that task
         self._ahead: deque[Message] = deque()
         self._watched: dict[object, Callable[[Exception], None]] = {}  # each waiter, with the function that removes it
@@ -117,6 +118,8 @@ class DisconnectWatcher:
         """Note that the response has begun: a client that leaves from now on was served."""
         self._is_answered = True
         self._served = ()
+        if self._stepper is not None:  # a cancelled task might lose a message, and a stepper's coroutine does not
+            self._stepper.cancel()
 
     def close(self) -> None:
         """Stop reading: the request is over."""
@@ -130,6 +133,9 @@ class DisconnectWatcher:
             import trio  # noqa: PLC0415 - trio is not a dependency
 
             trio.lowlevel.spawn_system_task(self._read_ahead_in_trio, context=context)
+        elif needs_no_task(self._receive):
+            self._stepper = Stepper(context)
+            self._stepper.run(self._read_while_watched(self._stepper.cancel))
         else:  # stored, since asyncio itself keeps only weak references
             self._task = asyncio.create_task(self._read_ahead(), context=context)
 
@@ -144,15 +150,19 @@ class DisconnectWatcher:
     async def _read_while_watched(self, stop: Callable[[], object]) -> None:
         self._stop = stop
         try:
-            with suppress(Exception):  # the application gets its own error when it reads
-                # Once the application reads, it sees the disconnect itself.
-                # A longer body is not read ahead: that would lift the client's backpressure.
-                while self._watched and not self._readers and (not self._ahead or _completes_request(self._ahead[-1])):
-                    was_complete = self._request_complete
-                    self._ahead.append(await self._read())
+            # Once the application reads, it sees the disconnect itself.
+            # A longer body is not read ahead: that would lift the client's backpressure.
+            while self._watched and not self._readers and (self._request_complete or not self._ahead):
+                was_complete = self._request_complete
+                message = await self._receive()
+                self._note(message)
+                self._ahead.append(message)
+                if self._arrived is not None:
                     self._tell_application()
-                    if was_complete or not self._request_complete:
-                        break
+                if was_complete or not self._request_complete:
+                    break
+        except Exception:  # noqa: BLE001, S110 - the application gets its own error when it reads
+            pass
         finally:
             self._is_reading_ahead = False
             self._stop = None
@@ -169,13 +179,16 @@ class DisconnectWatcher:
             message = await self._receive()
         finally:
             self._readers -= 1
+        self._note(message)
+        return message
+
+    def _note(self, message: Message) -> None:
         if message["type"] in DISCONNECTS:
             self.disconnected = True
             for leave in (*self._watched.values(), *self._served):
                 leave(ClientGone())
             self._served = ()
         self._request_complete = _completes_request(message)
-        return message
 
 
 def _completes_request(message: Message) -> bool:

@@ -23,7 +23,7 @@ class Effect(Enum):
 
     WAKE = "wake"  # a waiter
     DECIDE = "decide"  # something that had to wait for another decision
-    WATCH = "watch"  # the client of a waiter
+    WATCH = "watch"  # the clients of some waiters
     NOTIFY = "notify"  # listeners, of an event
     WARN = "warn"  # of a lease that is held for too long
     OVERLOADED = "overloaded"  # an overload that begins

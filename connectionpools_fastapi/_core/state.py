@@ -644,8 +644,8 @@ class PoolState(Generic[T]):
     def tick(self, now: float) -> None:
         """Do what is due: time out callers, retire and check resources, try `create` again."""
         self.queue.promote(now)
-        for waiter in self.queue.unwatched(now):
-            self.effects.append((Effect.WATCH, waiter))
+        if unwatched := list(self.queue.unwatched(now)):
+            self.effects.append((Effect.WATCH, unwatched))
         for waiter in self.queue.overdue(now):
             self.time_out(waiter, now)
         for slot in self.maintenance.due(now):

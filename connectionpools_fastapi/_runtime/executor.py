@@ -272,16 +272,14 @@ class Executor(Generic[T]):
         except RuntimeError:  # the waiter ended with its loop; the loop of the next waiter may have ended too
             self._meanwhile(lambda: self.apply(self._state.cancel, waiter, self._clock()))
 
-    def _watch(self, waiter: TaskWaiter[T]) -> None:
-        client = waiter.client
-        if client is None:  # the waiter waits no more
-            return
+    def _watch(self, waiters: list[TaskWaiter[T]]) -> None:
+        for waiter in waiters:
+            client = waiter.client
+            if client is not None:  # else the waiter waits no more
+                waiter.call(partial(client.watch, waiter, partial(self._client_gone, waiter)))
 
-        def leave(error: Exception) -> None:
-            self.apply(self._state.client_gone, waiter, error, self._clock())
-
-        with suppress(RuntimeError):  # the waiter ended with its loop
-            waiter.call_soon(partial(client.watch, waiter, leave))
+    def _client_gone(self, waiter: TaskWaiter[T], error: Exception) -> None:
+        self.apply(self._state.client_gone, waiter, error, self._clock())
 
     def _start(self, action: Effect, job: Job, subject: Any) -> None:
         assert self.loop is not None  # noqa: S101 - there is nothing to do before the pool is open

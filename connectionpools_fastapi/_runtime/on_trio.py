@@ -35,8 +35,9 @@ class TrioWaiter(TaskWaiter[T]):
         self.loop = trio.lowlevel.current_trio_token()
         self.parked = Parked()
 
-    def call_soon(self, call: Callable[[], object]) -> None:
-        self.loop.run_sync_soon(call)
+    def call(self, call: Callable[[], object]) -> None:
+        with suppress(trio.RunFinishedError):
+            self.loop.run_sync_soon(call)
 
     def wake(self) -> None:
         self.loop.run_sync_soon(self.parked.event.set)

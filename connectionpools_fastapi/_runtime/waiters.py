@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from .._core.slot import T
@@ -18,8 +19,8 @@ class TaskWaiter(Waiter[T]):
     # The task awaits this until `wake`; if it is cancelled, `slot` tells whether a grant was faster.
     parked: Any
 
-    def call_soon(self, call: Callable[[], object]) -> None:
-        """Call a function in its loop; from any thread."""
+    def call(self, call: Callable[[], object]) -> None:
+        """Call a function in its loop, at once or soon, unless that has ended; from any thread."""
         raise NotImplementedError
 
 
@@ -42,8 +43,12 @@ class AsyncioWaiter(TaskWaiter[T]):
         elif not self.parked.done():  # a cancelled caller finds its grant in `slot`
             self.parked.set_result(None)
 
-    def call_soon(self, call: Callable[[], object]) -> None:
-        self.loop.call_soon_threadsafe(call)
+    def call(self, call: Callable[[], object]) -> None:
+        if asyncio._get_running_loop() is self.loop:  # noqa: SLF001 - as above
+            call()
+        else:
+            with suppress(RuntimeError):  # the loop has ended, and the task with it
+                self.loop.call_soon_threadsafe(call)
 
     def _resolve(self) -> None:
         if not self.parked.done():

@@ -1,7 +1,7 @@
 """Decisions that time makes due: timeouts, ages, checks of free resources, leases that last too long."""
 
 from connectionpools_fastapi._core.effects import Effect
-from connectionpools_fastapi._core.wait_queue import WATCH_AFTER
+from connectionpools_fastapi._core.wait_queue import WATCH_AFTER, WATCH_WITH_OTHERS_AFTER
 from tests.state_harness import Patient, harness
 from tests.support import Caller
 
@@ -166,7 +166,20 @@ def test_client_of_waiter_is_watched_once_in_time() -> None:
     assert core.state.due == core.now + WATCH_AFTER
     for _ in range(2):
         core.advance(WATCH_AFTER)
-        assert core.asked[Effect.WATCH] == [caller]
+        assert core.asked[Effect.WATCH] == [[caller]]
+
+
+def test_clients_that_are_due_soon_are_watched_together() -> None:
+    core = harness(limit=1)
+    core.lease()
+    callers = [Caller() for _ in range(3)]
+    for caller, later in zip(callers, (0, 0.9 * (WATCH_AFTER - WATCH_WITH_OTHERS_AFTER), 0.01), strict=True):
+        caller.client = Patient()
+        core.advance(later)
+        core.do(core.state.acquire, caller, None)
+    core.advance(WATCH_AFTER - (core.now - callers[0].asked_at))
+    assert core.asked[Effect.WATCH] == [callers[:2]]
+    assert core.state.due == callers[2].asked_at + WATCH_AFTER
 
 
 def test_client_gone_leaves_the_queue_and_is_told() -> None:

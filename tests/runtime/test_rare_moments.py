@@ -89,7 +89,7 @@ async def test_ended_waiter_is_not_watched() -> None:
     async with Backend().pool(limit=1) as pool:
         waiter = task_waiter()
         assert waiter.client is None
-        pool._engine.executor._watch(waiter)
+        pool._engine.executor._watch([waiter])
 
 
 @pytest.mark.anyio
