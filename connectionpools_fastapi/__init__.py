@@ -1,6 +1,6 @@
 """A generic, thread-safe pool of any resource, for FastAPI: fair, cancel-safe, visible."""
 
-from ._asgi.dependencies import Leased, Pooled
+from ._asgi.dependencies import Leased, LeaseOptions, Pooled
 from ._asgi.lifespan import install_pools, pool_lifespan
 from ._asgi.middleware import PoolMiddleware
 from ._asgi.readiness import mark_unready
@@ -33,6 +33,7 @@ __all__ = [
     "Holder",
     "HookTimeout",
     "Lease",
+    "LeaseOptions",
     "Leased",
     "Loan",
     "NotLeased",

@@ -1,7 +1,7 @@
 """Leased and Pooled: how endpoints declare that they need a resource or a pool, and the dependencies behind them."""
 
 from collections.abc import AsyncIterator
-from typing import Any, ClassVar, Literal, Self, TypeVar, overload
+from typing import Any, ClassVar, Literal, Self, TypedDict, TypeVar, overload
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -21,6 +21,14 @@ T = TypeVar("T")
 
 LeaseScope = Literal["function", "request"]
 OnDisconnect = Literal["cancel"]
+
+
+class LeaseOptions(TypedDict, total=False):
+    """The options that each dependency on a lease takes, as `LeasedSession`; see `Leased`."""
+
+    timeout: float | None
+    priority: Priority
+    on_disconnect: OnDisconnect | None
 
 
 @overload
@@ -73,7 +81,7 @@ def Leased(  # noqa: N802 - as Depends
             driver cancels its query on the server; the resource is then checked or destroyed. The client is watched
             from 50 ms on, and at most four cancels of an event loop are under way at once, since each may open a
             connection. None: the endpoint runs to its end. A `def` endpoint always does; a streaming response
-            ends by itself when its client hangs up. Needs `scope=None`.
+            ends by itself when its client hangs up. Needs PoolMiddleware, and another scope than "request".
 
     Returns:
         A FastAPI dependency, typed as the resource that it provides.
@@ -86,19 +94,18 @@ def Leased(  # noqa: N802 - as Depends
     if on_disconnect not in (None, "cancel"):
         msg = f'Leased: on_disconnect={on_disconnect!r} is unknown; write on_disconnect="cancel" or leave it out'
         raise PoolConfigError(msg)
-    if on_disconnect is not None:
-        if scope is not None:
-            msg = f'Leased: on_disconnect="cancel" needs PoolMiddleware to give back; leave scope={scope!r} out'
-            raise PoolConfigError(msg)
-        return Depends(LeaseWhileConnected(pool, terms), scope="request")
+    if on_disconnect is not None and scope == "request":
+        msg = 'Leased: on_disconnect="cancel" cancels the endpoint, and scope="request" outlasts it; leave scope out'
+        raise PoolConfigError(msg)
     if scope is None:
+        kind = LeaseUntilResponse if on_disconnect is None else LeaseWhileConnected
         # FastAPI would else work out this scope anew for each request.
-        return Depends(LeaseUntilResponse(pool, terms), scope="request")
+        return Depends(kind(pool, terms, on_disconnect), scope="request")
     if scope not in ("function", "request"):
         msg = f'Leased: scope={scope!r} is unknown; write scope="function", scope="request" or leave it out'
         raise PoolConfigError(msg)
     # Each dependency needs its own exit, even if another `Leased` of this pool came first.
-    return Depends(LeaseUntilExit(pool, terms), use_cache=False, scope=scope)
+    return Depends(LeaseUntilExit(pool, terms, on_disconnect), use_cache=False, scope=scope)
 
 
 @overload
@@ -136,7 +143,7 @@ def _check_target(what: str, pool: object) -> None:
 
 
 class Provider(tuple[Any, ...]):  # noqa: SLOT001 - it keeps `terms`
-    """A dependency that stands for a pool: equal to each other one of its kind for that pool and its terms.
+    """A dependency that stands for a pool: equal to each other one of its kind for that pool and its options.
 
     Because of equality FastAPI calls it once a request, `dependency_overrides` finds it, and
     `Annotated` tells two types apart. It is a tuple's equality, which is fast: FastAPI looks a
@@ -145,18 +152,23 @@ class Provider(tuple[Any, ...]):  # noqa: SLOT001 - it keeps `terms`
 
     kind: ClassVar[str]
     terms: Terms = DEFAULT  # of the lease
+    on_disconnect: OnDisconnect | None = None
 
-    def __new__(cls, pool: ConnectionPool[Any] | str, terms: Terms = DEFAULT) -> Self:
-        if terms is DEFAULT:
+    def __new__(
+        cls, pool: ConnectionPool[Any] | str, terms: Terms = DEFAULT, on_disconnect: OnDisconnect | None = None
+    ) -> Self:
+        if terms is DEFAULT and on_disconnect is None:
             return super().__new__(cls, (cls.kind, pool))
-        self = super().__new__(cls, (cls.kind, pool, terms))
-        self.terms = terms
+        self = super().__new__(cls, (cls.kind, pool, terms, on_disconnect))
+        self.terms, self.on_disconnect = terms, on_disconnect
         return self
 
     @property
     def options(self) -> str:
         """Return the options of the lease as they are written; two dependencies agree if these are equal."""
-        return "" if isinstance(self.terms, Default) else str(self.terms)
+        terms = "" if isinstance(self.terms, Default) else str(self.terms)
+        on_disconnect = "" if self.on_disconnect is None else f'on_disconnect="{self.on_disconnect}"'
+        return ", ".join(filter(None, (terms, on_disconnect)))
 
     def resolve(self, scope: Scope) -> ConnectionPool[Any]:
         """Return the pool that this dependency stands for.
@@ -192,24 +204,23 @@ class LeaseUntilResponse(Provider):
 class LeaseWhileConnected(LeaseUntilResponse):
     """The same; a client that hangs up cancels the endpoint."""
 
-    def __new__(cls, pool: ConnectionPool[Any] | str, terms: Terms = DEFAULT) -> Self:
-        self = tuple.__new__(cls, (cls.kind, pool, terms, "cancel"))
-        self.terms = terms
-        return self
-
-    @property
-    def options(self) -> str:
-        """Return the options of the lease as they are written."""
-        return ", ".join(filter(None, (super().options, 'on_disconnect="cancel"')))
-
     async def __call__(self, connection: HTTPConnection) -> Any:
         """Lease for this request, once, and watch its client."""
         resource = await super().__call__(connection)
-        scope = connection.scope
-        stack = scope.get("fastapi_function_astack")
-        if scope["type"] == "http" and stack is not None and runs_in_loop(scope.get("endpoint")):
-            stack.enter_context(HangUpScope(scope[SCOPE_KEY]))
+        _cancel_on_hang_up(connection.scope)
         return resource
+
+
+def _cancel_on_hang_up(scope: Scope) -> None:
+    exchange = scope.get(SCOPE_KEY)
+    stack = scope.get("fastapi_function_astack")
+    if (
+        scope["type"] == "http"
+        and isinstance(exchange, Exchange)
+        and stack is not None
+        and runs_in_loop(scope.get("endpoint"))
+    ):
+        stack.enter_context(HangUpScope(exchange))
 
 
 class LeaseUntilExit(Provider):
@@ -222,6 +233,8 @@ class LeaseUntilExit(Provider):
         leases = RequestLeases.of(connection.scope)
         pool = self.resolve(connection.scope)
         resource = await leases.enter(pool, connection.scope, self.terms)
+        if self.on_disconnect is not None:
+            _cancel_on_hang_up(connection.scope)
         end = Lease.release_nowait
         try:
             yield resource

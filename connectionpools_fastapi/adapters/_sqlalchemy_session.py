@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any, TypeVar, overload
+from typing import Annotated, Any, TypeVar, Unpack, overload
 
 import anyio
 from anyio.lowlevel import RunVar
@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
-from connectionpools_fastapi import Leased
+from connectionpools_fastapi import Leased, LeaseOptions
 
 from ..errors import PoolConfigError
 from ..pool import ConnectionPool
@@ -29,24 +29,29 @@ def LeasedSession(
     make: None = None,
     *,
     class_: type[AnySession],
+    **options: Unpack[LeaseOptions],
 ) -> AnySession: ...
 
 
 @overload
-def LeasedSession(pool: ConnectionPool[AsyncConnection], make: None = None) -> AsyncSession: ...
+def LeasedSession(
+    pool: ConnectionPool[AsyncConnection], make: None = None, **options: Unpack[LeaseOptions]
+) -> AsyncSession: ...
 
 
 @overload
-def LeasedSession(pool: ConnectionPool[Connection], make: None = None) -> Session: ...
+def LeasedSession(pool: ConnectionPool[Connection], make: None = None, **options: Unpack[LeaseOptions]) -> Session: ...
 
 
 @overload
-def LeasedSession(pool: str, make: None = None) -> Any: ...
+def LeasedSession(pool: str, make: None = None, **options: Unpack[LeaseOptions]) -> Any: ...
 
 
 @overload
 def LeasedSession(
-    pool: ConnectionPool[AsyncConnection] | ConnectionPool[Connection] | str, make: Callable[..., AnySession]
+    pool: ConnectionPool[AsyncConnection] | ConnectionPool[Connection] | str,
+    make: Callable[..., AnySession],
+    **options: Unpack[LeaseOptions],
 ) -> AnySession: ...
 
 
@@ -55,6 +60,7 @@ def LeasedSession(  # noqa: N802 - as Leased
     make: Callable[..., Any] | None = None,
     *,
     class_: type[Any] | None = None,
+    **options: Unpack[LeaseOptions],
 ) -> Any:
     """Declare that an endpoint or dependency needs a session on a leased connection.
 
@@ -79,6 +85,8 @@ def LeasedSession(  # noqa: N802 - as Leased
             `sessionmaker(...)`. By default it is `class_`.
         class_: The class of the session, as `sqlmodel.Session`; by default AsyncSession or Session.
             Its objects stay as they are after the commit (`expire_on_commit=False`).
+        **options: `timeout`, `priority` and `on_disconnect` of the lease, as `Leased` takes them. A client that hangs
+            up during the commit cancels it too, and it may have happened.
 
     Returns:
         A FastAPI dependency.
@@ -92,28 +100,30 @@ def LeasedSession(  # noqa: N802 - as Leased
         raise PoolConfigError(f"LeasedSession: make must be callable, as async_sessionmaker(); got {make!r}")
     if class_ is not None and not (isinstance(class_, type) and issubclass(class_, (Session, AsyncSession))):
         raise PoolConfigError(f"LeasedSession: class_ must be a kind of Session or AsyncSession; got {class_!r}")
-    return Depends(_SessionUntilReturn(pool, make, class_), scope="function")
+    return Depends(_SessionUntilReturn(pool, make, class_, options), scope="function")
 
 
 class _SessionUntilReturn:
     """Provides a session; equal to any other one with the same arguments, like `Leased`."""
 
-    def __init__(self, pool: Any, make: Callable[..., Any] | None, class_: type[Any] | None) -> None:
-        self._key = (pool, make, class_)
+    def __init__(
+        self, pool: Any, make: Callable[..., Any] | None, class_: type[Any] | None, options: LeaseOptions
+    ) -> None:
+        lease = Leased(pool, scope="function", **options)
+        self._make, self._class = make, class_
+        self._key = (lease.dependency, make, class_)
         # FastAPI reads from this signature that it has to lease first.
-        lease = Annotated[Any, Leased(pool, scope="function")]
         self.__signature__ = inspect.Signature(
-            [inspect.Parameter("connection", inspect.Parameter.KEYWORD_ONLY, annotation=lease)]
+            [inspect.Parameter("connection", inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[Any, lease])]
         )
 
     def _made(self, connection: Any) -> Any:
-        _, make, class_ = self._key
         # The mode holds even if the endpoint has used the connection before.
         options = {"bind": connection, "join_transaction_mode": "control_fully"}
-        if make is not None:
-            return make(**options)
+        if self._make is not None:
+            return self._make(**options)
         default = AsyncSession if isinstance(connection, AsyncConnection) else Session
-        kind: Callable[..., Any] = default if class_ is None else class_
+        kind: Callable[..., Any] = default if self._class is None else self._class
         return kind(**options, expire_on_commit=False)
 
     async def __call__(self, connection: Any) -> AsyncIterator[Any]:

@@ -14,6 +14,7 @@ import sqlalchemy
 import trio
 from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.testclient import TestClient
 from sqlalchemy import text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -748,6 +749,34 @@ async def test_tests_may_put_another_session_in_its_place(small_site: Site) -> N
     dependency: Any = LeasedSession(small_site.pool)
     small_site.app.dependency_overrides[dependency.dependency] = lambda: "another one"
     assert (await small_site.get()).body == b'"another one"'
+
+
+async def test_session_leases_with_its_options(small_site: Site) -> None:
+    @small_site.app.get("/")
+    async def endpoint(session: Annotated[AsyncSession, LeasedSession("db", timeout=0)]) -> None: ...
+
+    async with small_site.running() as get:
+        assert (await get()).status == 200
+        async with small_site.pool.lease():
+            assert (await get()).status == 503
+
+
+@pytest.mark.parametrize("options", [{"timeout": 1}, {"priority": "low"}, {"on_disconnect": "cancel"}])
+def test_sessions_of_one_route_agree_on_their_options(options: Any, small_site: Site) -> None:
+    @small_site.app.get("/")
+    async def endpoint(
+        one: small_site.session,  # type: ignore[name-defined]
+        other: Annotated[AsyncSession, LeasedSession("db", **options)],
+    ) -> None: ...
+
+    with pytest.raises(PoolConfigError, match=next(iter(options))), TestClient(small_site.app):
+        pass
+
+
+@pytest.mark.parametrize("options", [{"timeout": "soon"}, {"priority": "urgent"}, {"on_disconnect": "stop"}])
+def test_session_refuses_wrong_options(options: Any) -> None:
+    with pytest.raises(PoolConfigError, match=next(iter(options))):
+        LeasedSession("db", **options)
 
 
 async def test_stream_and_background_task_get_no_session(site: Site) -> None:

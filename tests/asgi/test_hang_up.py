@@ -13,12 +13,13 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
+from sqlalchemy import text
 
 from connectionpools_fastapi import ConnectionPool, Leased, PoolConfigError, install_pools
 from connectionpools_fastapi._asgi.hang_up import AT_ONCE, PAUSE, WATCH_AFTER
 from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
 from connectionpools_fastapi.adapters.psycopg import PsycopgManager
-from connectionpools_fastapi.adapters.sqlalchemy import SqlalchemyManager
+from connectionpools_fastapi.adapters.sqlalchemy import LeasedSession, SqlalchemyManager
 from connectionpools_fastapi.testing import started
 from tests.asgi.test_disconnect import GONE, Client, Groups, installed, part
 from tests.support import loop_time, settled
@@ -49,13 +50,14 @@ class TestInVirtualTime:
 
     @pytest.mark.parametrize("inside", [(), (Base,), (Groups,)], ids=["", "base", "groups"])
     @pytest.mark.parametrize("around", [(), (Base,)], ids=["", "base"])
-    async def test_hang_up_cancels_the_endpoint(self, inside: Any, around: Any, caplog: Any) -> None:
+    @pytest.mark.parametrize("scope", [None, "function"])
+    async def test_hang_up_cancels_the_endpoint(self, scope: Any, inside: Any, around: Any, caplog: Any) -> None:
         pool = things(1)
         app = installed(pool, inside=inside, around=around)
         ended: list[str] = []
 
         @app.get("/")
-        async def endpoint(_: Annotated[Thing, Leased(pool, on_disconnect="cancel")]) -> None:
+        async def endpoint(_: Annotated[Thing, Leased(pool, scope, on_disconnect="cancel")]) -> None:
             try:
                 await anyio.sleep_forever()
             finally:
@@ -197,10 +199,19 @@ async def on_sqlalchemy(conn: Any, query: str) -> None:
     await conn.exec_driver_sql(query)
 
 
-DRIVERS: dict[str, tuple[Callable[[str], Any], Callable[[Any, str], Any]]] = {
-    "asyncpg": (AsyncpgManager, on_asyncpg),
-    "psycopg": (PsycopgManager, on_psycopg),
-    "sqlalchemy": (lambda url: SqlalchemyManager(url.replace("postgresql", "postgresql+asyncpg", 1)), on_sqlalchemy),
+async def on_session(session: Any, query: str) -> None:
+    await session.execute(text(query))
+
+
+def with_sqlalchemy(url: str) -> SqlalchemyManager:
+    return SqlalchemyManager(url.replace("postgresql", "postgresql+asyncpg", 1))
+
+
+DRIVERS: dict[str, tuple[Callable[[str], Any], Any, Callable[[Any, str], Any]]] = {
+    "asyncpg": (AsyncpgManager, Leased, on_asyncpg),
+    "psycopg": (PsycopgManager, Leased, on_psycopg),
+    "sqlalchemy": (with_sqlalchemy, Leased, on_sqlalchemy),
+    "session": (with_sqlalchemy, LeasedSession, on_session),
 }
 
 
@@ -230,18 +241,18 @@ async def until(reached: Callable[[], Any]) -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("driver", DRIVERS)
 async def test_hang_ups_end_queries_on_the_server(driver: str, postgres_url: str) -> None:
-    manager, execute = DRIVERS[driver]
+    manager, leased, execute = DRIVERS[driver]
     clients = 2 * AT_ONCE
     pool: ConnectionPool[Any] = ConnectionPool(manager(postgres_url), limit=clients, name="db")
     app = FastAPI()
     install_pools(app, pool)
 
     @app.get("/slow")
-    async def slow(conn: Annotated[Any, Leased(pool, on_disconnect="cancel")]) -> None:
+    async def slow(conn: Annotated[Any, leased(pool, on_disconnect="cancel")]) -> None:
         await execute(conn, QUERY)
 
     @app.get("/quick")
-    async def quick(conn: Annotated[Any, Leased(pool)]) -> str:
+    async def quick(conn: Annotated[Any, leased(pool)]) -> str:
         await execute(conn, "SELECT 1")
         return "done"
 
