@@ -196,7 +196,7 @@ def assert_shows(page: Page, stats: dict[str, Any]) -> None:
 
 def test_page_tells_a_pool_that_is_exhausted_and_recovers(service: Service, open_page: Callable[..., Page]) -> None:
     page = open_page(service, viewport={"width": 1180, "height": 840})
-    see(page, "All 2 pools are fine.")
+    see(page, "Both pools are fine.")
     service.ask("/traffic/100")
     service.ask("/hold/7?holder=GET%20/reports/{year}")
     see(page, "db: exhausted. The other pool is fine.")
@@ -204,7 +204,7 @@ def test_page_tells_a_pool_that_is_exhausted_and_recovers(service: Service, open
     assert_shows(page, service.ask("/stats"))
     picture_of(page, "exhausted")
     service.ask("/give-back")
-    see(page, "All 2 pools are fine.")
+    see(page, "Both pools are fine.")
     assert_shows(page, service.ask("/stats"))
     assert card(page).locator(".events .turn").all_inner_texts()[0].endswith("fine")
 
@@ -218,7 +218,7 @@ def test_name_of_a_holder_is_shown_as_text(service: Service, open_page: Callable
 
 def test_page_tells_a_back_end_that_is_down_and_up_again(service: Service, open_page: Callable[..., Page]) -> None:
     page = open_page(service, viewport={"width": 1180, "height": 840}, color_scheme="dark")
-    see(page, "All 2 pools are fine.")
+    see(page, "Both pools are fine.")
     service.ask("/traffic/100")
     service.ask("/back-end/down")
     see(page, "db: back-end down. The other pool is fine.")
@@ -228,7 +228,7 @@ def test_page_tells_a_back_end_that_is_down_and_up_again(service: Service, open_
     picture_of(page, "down")
     assert SECRET not in page.content()
     service.ask("/back-end/up")
-    see(page, "All 2 pools are fine.")
+    see(page, "Both pools are fine.")
     expect(card(page).locator(".events")).to_contain_text("back-end up")
 
 
@@ -236,7 +236,7 @@ def test_verdict_alone_is_live_and_silent_while_nothing_changes(
     service: Service, open_page: Callable[..., Page]
 ) -> None:
     page = open_page(service)
-    see(page, "All 2 pools are fine.")
+    see(page, "Both pools are fine.")
     assert page.locator("[aria-live], [role=status], [role=alert]").count() == 1
     changes = page.evaluate(
         """async () => {
@@ -264,7 +264,7 @@ def test_page_is_as_wide_as_its_screen(service: Service, open_page: Callable[...
 
 def test_keyboard_reaches_all_that_can_be_used(service: Service, open_page: Callable[..., Page]) -> None:
     page = open_page(service)
-    see(page, "All 2 pools are fine.")
+    see(page, "Both pools are fine.")
     reached = []
     for _ in range(5):
         page.keyboard.press("Tab")
@@ -285,7 +285,7 @@ def test_header_is_asked_for_and_never_in_an_address(tmp_path: Path, open_page: 
         see(page, "This header was not accepted.")
         page.get_by_label("Authorization header").fill(TOKEN)
         page.get_by_role("button").click()
-        see(page, "All 2 pools are fine.")
+        see(page, "Both pools are fine.")
         assert page.locator("#token").is_hidden()
         assert set(asked) == {service.address + "/pool/stream"}
 
@@ -302,7 +302,7 @@ def test_page_shows_all_workers(tmp_path: Path, open_page: Callable[..., Page]) 
 
 def test_server_stops_beside_an_open_page(service: Service, open_page: Callable[..., Page]) -> None:
     page = open_page(service)
-    see(page, "All 2 pools are fine.")
+    see(page, "Both pools are fine.")
     began = time.monotonic()
     service.stop()
     assert time.monotonic() - began < 10  # not the 20 s of a whole stream

@@ -57,7 +57,7 @@ function verdictOf(picture) {
   if (trouble.length > 3) said.push(`${plural(trouble.length - 3, "more pool is", "more pools are")} in trouble.`);
   for (const worker of picture.hanging) said.unshift(`Worker ${worker} does not answer.`);
   if (!trouble.length && rest === 1) said.push(`${picture.pools[0].name} is fine.`);
-  else if (!trouble.length) said.push(`All ${rest} pools are fine.`);
+  else if (!trouble.length) said.push(rest === 2 ? "Both pools are fine." : `All ${rest} pools are fine.`);
   else if (rest) said.push(rest === 1 ? "The other pool is fine." : `The other ${rest} pools are fine.`);
   return said.join(" ");
 }
