@@ -16,9 +16,11 @@ class PoolError(Exception):
     Attributes:
         retry_after: Seconds after which it makes sense to try again, or None if trying
             again will not help.
+        pool: The name of the pool that gave its caller no resource; None for other errors.
     """
 
     retry_after: float | None = None
+    pool: str | None = None
     is_own: bool = False  # see `own`
 
 

@@ -9,7 +9,7 @@ from starlette.requests import HTTPConnection
 
 from .._core.slot import LONG_AGO
 from .._runtime.callables import misfit, yields
-from .._runtime.log import logger
+from .._runtime.log import facts, logger
 from ..errors import PoolConfigError, describe
 
 Authorize = Callable[[HTTPConnection], bool | Awaitable[bool]]
@@ -62,7 +62,8 @@ class Authorization:
             return
         more = f" ({self._unlogged} more times since the last such line)" if self._unlogged else ""
         self._logged_at, self._unlogged = now, 0
-        logger.warning("no details or leases were shown, since authorize %s%s", what, more)
+        line = "no details or leases were shown, since authorize %s%s"
+        logger.warning(line, what, more, extra=facts("authorize_failed", None))
 
 
 def check_authorize(authorize: object) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .._runtime.log import logger
+from .._runtime.log import facts, logger
 from .._runtime.request_context import REQUEST
 from ..errors import PoolError, only
 from ..stats import Observable
@@ -140,5 +140,7 @@ class PoolMiddleware:
         check_dependencies(app, scope)
         for path in hidden_routes(app, self._endpoints.paths(scope)):
             logger.warning(
-                "the application's own route %s is hidden: pass another prefix=... than %r", path, self._prefix
+                "the application's own route %s is hidden: pass another prefix=... than %r",
+                *(path, self._prefix),
+                extra=facts("route_hidden", None, route=path),
             )

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from .._runtime.caller import PACKAGE
+from .._runtime.log import facts
 from .._runtime.storm import Storm
 from ..errors import NotLeased, Overloaded, PoolConfigError, PoolError, WouldDeadlock, WrongEventLoop, only
 from .disconnect import ClientGone
@@ -32,7 +33,7 @@ class Refusals:
 
     def __init__(self) -> None:
         """Begin with a calm log."""
-        self._storm = Storm("requests without a resource")
+        self._storm = Storm("requests without a resource", extra=facts("request_refused", None))
         self._mistakes: dict[str, Storm] = {}
 
     async def answer(self, error: Exception, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> bool:
@@ -47,15 +48,15 @@ class Refusals:
             return False
         exchange.end_response()
         if scope["type"] == "http":
-            self._log(pool_error, f"{Route(scope)} answered with 503")
+            self._log(pool_error, Route(scope), "answered with 503")
             await unavailable_response(pool_error)(scope, receive, send)
         elif exchange.begun is None and "websocket.http.response" in scope.get("extensions", {}):
-            self._log(pool_error, f"{Route(scope)} denied with 503")
+            self._log(pool_error, Route(scope), "denied with 503")
             response = unavailable_response(pool_error)
             await send({"type": "websocket.http.response.start", "status": 503, "headers": response.raw_headers})
             await send({"type": "websocket.http.response.body", "body": response.body})
         else:
-            self._log(pool_error, f"{Route(scope)} closed with 1013")
+            self._log(pool_error, Route(scope), "closed with 1013")
             await send(TRY_AGAIN_LATER)
         return True
 
@@ -64,17 +65,20 @@ class Refusals:
         for storm in (self._storm, *self._mistakes.values()):
             storm.end()
 
-    def _log(self, error: PoolError, what: str) -> None:
+    def _log(self, error: PoolError, route: Route, how: str) -> None:
         if isinstance(error, Overloaded):  # the pool logs when that begins and ends, with counts
             return
+        what, kind = f"{route} {how}", type(error).__name__
+        own = {"pool": error.pool, "route": str(route), "error": kind}
         if not isinstance(error, MISTAKES):
-            self._storm.note(f"{what} for {type(error).__name__}", f"{what}: {error}")
+            self._storm.note(f"{what} for {kind}", f"{what}: {error}", **own)
             return
         found = place = _place(error)
         if len(self._mistakes) >= MOST_PLACES and place not in self._mistakes:
             place = ""
-        storm = self._mistakes.setdefault(place, Storm("requests that met this mistake", logging.ERROR))
-        storm.note(f"{what} for {type(error).__name__}", f"{what}: {error} ({found})")
+        made = Storm("requests that met this mistake", logging.ERROR, facts("request_failed", None))
+        storm = self._mistakes.setdefault(place, made)
+        storm.note(f"{what} for {kind}", f"{what}: {error} ({found})", **own)
 
 
 def _place(error: BaseException) -> str:

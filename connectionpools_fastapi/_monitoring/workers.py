@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from .._runtime.current import current_loop
-from .._runtime.log import logger
+from .._runtime.log import facts, logger
 from ..errors import PoolConfigError, describe
 
 # Most processes are no workers, and need neither these nor multiprocessing.
@@ -131,7 +131,11 @@ class Workers:
             except (OSError, anyio.BrokenResourceError, anyio.IncompleteRead):
                 pass  # the other worker asks no more
             except Exception as error:  # noqa: BLE001 - the next question must find an answer
-                logger.warning("a question of another worker failed with %s", describe(error))
+                logger.warning(
+                    "a question of another worker failed with %s",
+                    describe(error),
+                    extra=facts("worker_failed", None, error=type(error).__name__),
+                )
 
 
 async def _ask(stream: "SocketStream", question: dict[str, Any], within: float) -> Any:

@@ -242,9 +242,11 @@ class Engine(Generic[T]):
         return slot
 
     def _note_failure(self, error: BaseException) -> None:
-        """Add the longest leases to the text of a timeout, so that one line of a log explains a saturated pool."""
+        """Name the pool, and in a timeout the longest leases, so that one line of a log explains a saturated pool."""
         if self._usage is not None:
             self._usage.note_failure(error)
+        if isinstance(error, PoolError):
+            error.pool = self.name
         if isinstance(error, PoolTimeout) and (holders := self.holders()[:MOST_HOLDERS]):
             each = ", ".join(f"{holder.name} for {describe_age(holder)}" for holder in holders)
             error.args = (f"{error}. Held the longest: {each}{remedy(holders)}",)

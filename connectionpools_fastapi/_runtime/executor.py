@@ -25,10 +25,10 @@ from .._core.state import PoolState
 from .._core.waiter import Waiter
 from ..errors import PoolConfigError, WrongEventLoop, own, where
 from .caller import current_task
-from .holders import acquired_at, describe_held, most_held, remedy, seconds
+from .holders import acquired_at, describe_held, facts_of, facts_of_overload, most_held, remedy, seconds
 from .hooks import Hooks
 from .listeners import Listeners
-from .log import logger
+from .log import facts, logger
 from .loop import Loop, Timer
 from .on_asyncio import PrivateLoop
 from .tokens import Tokens
@@ -196,6 +196,7 @@ class Executor(Generic[T]):
                 level,
                 "pool %r: closed, but %d calls of create go on, on threads; what they make is cleaned when it comes",
                 *(self._state.policy.name, count),
+                extra=facts("create_outlives_close", self._state.policy.name, count=count),
             )
 
     def has_lost_loop(self) -> bool:
@@ -240,6 +241,7 @@ class Executor(Generic[T]):
             logger.warning(
                 "pool %r: %s, and max_hold is %g s%s%s",
                 *(policy.name, describe_held(subject), policy.max_hold, remedy([subject]), acquired_at(subject)),
+                extra=facts("held_too_long", policy.name, max_hold=policy.max_hold, **facts_of(subject)),
             )
         elif action is Effect.OVERLOADED:
             self._tell_overloaded(subject)
@@ -256,6 +258,7 @@ class Executor(Generic[T]):
             "most resources are held by %s",
             *(self._state.policy.name, overload.waiting, seconds(overload.expected_wait), seconds(overload.patience)),
             most_held(overload.leases),
+            extra=facts("overloaded", self._state.policy.name, **facts_of_overload(overload)),
         )
 
     def _tell_relieved(self, overload: OverloadSnapshot) -> None:
@@ -264,6 +267,7 @@ class Executor(Generic[T]):
             "most resources are held by %s",
             *(self._state.policy.name, overload.lasted, overload.refused, overload.left, overload.served),
             most_held(overload.leases),
+            extra=facts("relieved", self._state.policy.name, **facts_of_overload(overload)),
         )
 
     def _wake(self, waiter: Waiter[T]) -> None:
@@ -320,7 +324,8 @@ class Executor(Generic[T]):
             self.apply(outcome, self._clock())
             if was_failing and not self._state.backoff.failures:
                 # At the level of the failure's line, so that an alarm ends.
-                logger.warning("pool %r: create works again", self._state.policy.name)
+                name = self._state.policy.name
+                logger.warning("pool %r: create works again", name, extra=facts("create_recovered", name))
         if self._state.is_over() and isinstance(self.loop, PrivateLoop):
             self.loop.stop_soon()
 
@@ -404,7 +409,9 @@ class Executor(Generic[T]):
         try:
             loop.spawn(clean)
         except RuntimeError:
-            logger.warning("pool %r: a resource was created too late to be cleaned", self._state.policy.name)
+            name = self._state.policy.name
+            line = "pool %r: a resource was created too late to be cleaned"
+            logger.warning(line, name, extra=facts("created_too_late", name))
 
     def _note_late(self, change: int) -> None:
         """Count a resource that was created too late: until it is cleaned, it needs a token."""
@@ -441,6 +448,7 @@ class Executor(Generic[T]):
         logger.warning(
             "pool %r: %s and %s; the resource is destroyed. Write `async with pool.lease()`%s",
             *(self._state.policy.name, describe_held(hold), what, acquired_at(hold)),
+            extra=facts("lease_lost", self._state.policy.name, **facts_of(hold)),
         )
 
     def orphaned(self) -> WrongEventLoop:

@@ -12,8 +12,8 @@ from .._core.slot import T
 from .caller import current_task
 from .current import current_loop, task_waiter
 from .engine import Engine
-from .holders import acquired_at, describe_held
-from .log import logger
+from .holders import acquired_at, describe_held, facts_of
+from .log import facts, logger
 from .loop import Loop, LoopEnded
 from .on_asyncio import PrivateLoop
 from .request_context import REQUEST
@@ -115,6 +115,7 @@ class Life(Generic[T]):
             self._policy.close_timeout,
             ", ".join(names),
             more,
+            extra=facts("closing", self._policy.name, leased=stats.leased, **hooks),
         )
 
     def _begin_close(self, now: float) -> int:
@@ -133,6 +134,7 @@ class Life(Generic[T]):
                 self._policy.name,
                 describe_held(held),
                 acquired_at(held),
+                extra=facts("lease_outlives_close", self._policy.name, **facts_of(held)),
             )
         if self._state.was_reopened_since(generation):
             return  # another `close` has ended that life, and what goes on now is not this one's to end

@@ -6,7 +6,7 @@ from weakref import ReferenceType, ref
 
 from ..errors import NotLeased
 from .holders import holder_name
-from .log import logger
+from .log import facts, logger
 
 if TYPE_CHECKING:
     from .._core.slot import Slot
@@ -73,7 +73,8 @@ class Loan:
         """
         slot = self._slot
         holder, lease = (self._holder, self._lease) if slot is None else (slot.holder, slot.lease)
-        logger.warning("pool %r: %s: %s", self.pool, holder_name(holder, lease), text)
+        name = holder_name(holder, lease)
+        logger.warning("pool %r: %s: %s", self.pool, name, text, extra=facts("work_lost", self.pool, holder=name))
 
     def end(self, holder: object, lease: ReferenceType[Any] | None) -> None:
         """Note that the lease has ended; only the pool calls this."""

@@ -4,13 +4,15 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 from ..errors import describe
 from .current import current_loop
-from .log import logger
+from .log import facts, logger
 from .loop import Loop
+
+NO_FACTS: Mapping[str, object] = {}
 
 # A line sums up this many seconds; a storm without a new event for as long is over.
 WINDOW = 1.0
@@ -32,10 +34,20 @@ class Storm:
         self,
         events: str,
         level: int = logging.WARNING,
+        extra: Mapping[str, object] = NO_FACTS,
         clock: Callable[[], float] = time.monotonic,
         find_loop: Callable[[], Loop | None] = current_loop,
     ) -> None:
-        """Begin calm; `events` names in the log what is counted, and `find_loop` returns the loop for the timer."""
+        """Begin calm.
+
+        Args:
+            events: What is counted, as the log names it.
+            level: Of the lines.
+            extra: The facts of each line.
+            clock: Returns the time in seconds.
+            find_loop: Returns the loop for the timer.
+        """
+        self._extra = extra
         self._find_loop = find_loop
         self._events = events
         self._level = level
@@ -50,12 +62,13 @@ class Storm:
         self._counts: Counter[str] = Counter()  # of this second, without the storm's first event
         self._last = ""
 
-    def note(self, what: str, line: str) -> None:
+    def note(self, what: str, line: str, **own: object) -> None:
         """Log an event, or count it; from any thread.
 
         Args:
             what: The kind that it counts as; there are few.
             line: What to log of it.
+            own: Its own facts.
         """
         now = self._clock()
         window_at = self._window_at  # read once: another thread may end the storm
@@ -71,7 +84,7 @@ class Storm:
                 self._counts[what] += 1
                 self._last = line
         if is_first:
-            logger.log(self._level, "%s", line)
+            logger.log(self._level, "%s", line, extra={**self._extra, **own, "count": 1})
             self._set_timer()
 
     def sum_up(self) -> None:
@@ -91,10 +104,11 @@ class Storm:
             named = ", ".join(f"{what} ({count:,} times)" for what, count in counts.most_common(MOST_NAMED))
             others = f" and {len(counts) - MOST_NAMED} other kinds" if len(counts) > MOST_NAMED else ""
             text = f"{counts.total():,} more {self._events} within a second: {named}{others}; the last: {last}"
-            logger.log(self._level, "%s", text)
+            found = {"count": counts.total(), "counts": dict(counts.most_common(MOST_NAMED))}
+            logger.log(self._level, "%s", text, extra={**self._extra, **found})
         elif total > 1:
             text = f"no more {self._events} for a second; there were {total:,} within {seconds:.1f} s"
-            logger.log(self._level, "%s", text)
+            logger.log(self._level, "%s", text, extra={**self._extra, "count": total, "lasted": seconds})
 
     def end(self) -> None:
         """Log the events that were only counted, since no more will come."""
@@ -140,18 +154,19 @@ class Failures:
             place: Where it was raised, if the line is to show that.
         """
         text = describe(error)
-        self.say(of, text, f"{of} failed with {text}{place}", level)
+        self.say(of, text, f"{of} failed with {text}{place}", level, error=type(error).__name__)
 
-    def say(self, of: str, what: str, line: str, level: int = logging.WARNING) -> None:
-        """Log a failure with a given text, or count it; from any thread."""
+    def say(self, of: str, what: str, line: str, level: int = logging.WARNING, **own: object) -> None:
+        """Log a failure with a given text and its own facts, or count it; from any thread."""
         kind = (of, what, level)
         if kind not in self._storms and len(self._storms) >= MOST_KINDS:
             kind = (of, "", level)
         storm = self._storms.get(kind)
         if storm is None:
-            made = Storm(f"failures of {of} in pool {self._pool!r}", level, find_loop=lambda: self.loop)
+            extra = facts("hook_failed", self._pool, hook=of)
+            made = Storm(f"failures of {of} in pool {self._pool!r}", level, extra, find_loop=lambda: self.loop)
             storm = self._storms.setdefault(kind, made)
-        storm.note(what, f"pool {self._pool!r}: {line}")
+        storm.note(what, f"pool {self._pool!r}: {line}", **own)
 
     def end(self) -> None:
         """Log the failures that were only counted: the pool is closed."""

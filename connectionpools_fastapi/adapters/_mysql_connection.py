@@ -83,6 +83,7 @@ class Killer:
                 "server room for one more connection than `limit`",
                 self._name,
                 type(error).__name__,
+                extra={"pool_event": "query_goes_on", "pool": None, "error": type(error).__name__},
             )
 
     async def _kill_over(self, connection: Any) -> None:

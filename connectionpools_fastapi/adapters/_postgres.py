@@ -161,4 +161,5 @@ def warn_of_shared_sessions(manager: str, options: str) -> None:
         "transactions; or let the pooler work in session mode. See docs/pgbouncer.md",
         manager,
         options,
+        extra={"pool_event": "pooler_found", "pool": None},
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 from anyio.abc import UNIXDatagramSocket
 
-from .._runtime.log import logger
+from .._runtime.log import facts, logger
 from ..budget import Member
 from ..errors import PoolConfigError
 from ..stats import BudgetStats
@@ -123,6 +123,7 @@ class HostBudget:
             logger.warning(
                 "budget %r: total=%d is too small for %d members, each of which needs %d; raise it",
                 *(self.name, self.total, members, max(1, self.floor)),
+                extra=facts("budget_too_small", None, budget=self.name, total=self.total, members=members),
             )
 
 
