@@ -20,29 +20,6 @@ WAIT = 10.0  # for what comes soon, or the test fails
 
 each_reset = pytest.mark.parametrize("reset", ["session", "transaction"])
 
-# What it does; what the next one asks; what it is told if nothing was left behind, and if something was.
-SESSION = {
-    "role": ("SET ROLE pg_monitor", "SELECT current_user", "postgres", "pg_monitor"),
-    "user": ("SET SESSION AUTHORIZATION pg_monitor", "SELECT session_user", "postgres", "pg_monitor"),
-    "own setting": ("SET app.name = 'alice'", "SELECT coalesce(current_setting('app.name', true), '')", "", "alice"),
-    "setting": ("SET search_path = elsewhere", "SHOW search_path", '"$user", public', "elsewhere"),
-    "temporary table": ("CREATE TEMP TABLE mine ()", "SELECT count(*) FROM pg_class WHERE relname = 'mine'", 0, 1),
-    "advisory lock": (
-        "SELECT pg_advisory_lock(4711)",
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
-        0,
-        1,
-    ),
-    "listening": ("LISTEN gossip", "SELECT count(*) FROM pg_listening_channels()", 0, 1),
-    "statement": ("PREPARE mine AS SELECT 1", "SELECT count(*) FROM pg_prepared_statements WHERE name = 'mine'", 0, 1),
-    "cursor": (
-        "DECLARE mine CURSOR WITH HOLD FOR SELECT 1",
-        "SELECT count(*) FROM pg_cursors WHERE name = 'mine'",
-        0,
-        1,
-    ),
-}
-
 
 @pytest.fixture(name="anyio_backend")
 def fixture_anyio_backend() -> str:

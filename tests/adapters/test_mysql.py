@@ -6,29 +6,22 @@ import ssl
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
 import pytest
-from sqlalchemy import text
-from sqlalchemy.engine import make_url
 
-from connectionpools_fastapi import ConnectionPool, NotLeased, PoolConfigError
+from connectionpools_fastapi import PoolConfigError
 from connectionpools_fastapi.adapters import _mysql_manager
 from connectionpools_fastapi.adapters._options import awaited
-from connectionpools_fastapi.adapters.sqlalchemy import SqlalchemyManager
 from tests.certificates import write_certificate
 from tests.mariadb_servers import MariadbServer
 from tests.mysql_drivers import (
-    AT_ONCE,
     DRIVERS,
-    ENDED,
     FOR_A_MINUTE,
     RESETS,
-    WRITE,
     Driver,
     Reset,
     end,
@@ -38,7 +31,6 @@ from tests.mysql_drivers import (
     fixture_url,  # noqa: F401 - pytest finds it
     pool_of,
     rows,
-    time_to_end,
     until_runs,
     value,
 )
@@ -58,70 +50,6 @@ SECRET = "letmein"  # noqa: S105 - of no account
 
 
 # --- what a lease may leave behind -----------------------------------------------------------
-
-
-@dataclass
-class Leftover:
-    leave: str
-    # A query whose value is true if it is still there.
-    remains: str
-    # Whether it is of the session, and not only of a transaction.
-    of_session: bool = True
-    # Or the number of the error by which the server refuses the query then.
-    refusal: int = 0
-
-
-LEFTOVERS = {
-    "a transaction": Leftover("BEGIN", "SELECT @@in_transaction", of_session=False),
-    "a write": Leftover("INSERT INTO kept VALUES (1)", "SELECT count(*) > 0 FROM kept", of_session=False),
-    "a locked row": Leftover("SELECT * FROM kept FOR UPDATE", "SELECT @@in_transaction", of_session=False),
-    "a variable": Leftover("SET @mine = 1", "SELECT @mine IS NOT NULL"),
-    "the mode": Leftover("SET sql_mode = 'ANSI'", "SELECT @@sql_mode LIKE '%ANSI%'"),
-    "a setting": Leftover("SET time_zone = '+05:00'", "SELECT @@time_zone = '+05:00'"),
-    "the isolation": Leftover(
-        "SET SESSION TRANSACTION ISOLATION LEVEL SERIALIZABLE",
-        "SELECT count(*) > 0 FROM information_schema.session_variables WHERE variable_value = 'SERIALIZABLE'",
-    ),
-    "read only": Leftover("SET SESSION TRANSACTION READ ONLY", "SELECT @@tx_read_only"),
-    "autocommit": Leftover("SET autocommit = 1", "SELECT @@autocommit"),
-    "the charset": Leftover("SET NAMES latin1", "SELECT @@character_set_client = 'latin1'"),
-    "the database": Leftover("USE information_schema", "SELECT database() = 'information_schema'"),
-    "a temporary table": Leftover("CREATE TEMPORARY TABLE kept (other int)", "SELECT count(n) FROM kept", refusal=1054),
-    "a lock": Leftover("SELECT get_lock('mine', 1)", "SELECT is_used_lock('mine') IS NOT NULL"),
-    "locked tables": Leftover("LOCK TABLES kept READ", "SELECT count(*) FROM other", refusal=1100),
-    "a prepared statement": Leftover("PREPARE mine FROM 'SELECT 1'", "EXECUTE mine"),
-    "the last number": Leftover("SELECT last_insert_id(7)", "SELECT last_insert_id() = 7"),
-}
-NO_STATEMENT = 1243
-
-
-async def is_there(connection: Any, leftover: Leftover) -> bool:
-    try:
-        return bool(await value(connection, leftover.remains))
-    except Exception as error:  # noqa: BLE001 - of either driver
-        assert error.args[0] in {leftover.refusal, NO_STATEMENT}  # noqa: PT017 - or none
-        return bool(error.args[0] == leftover.refusal)
-
-
-@pytest.mark.parametrize("reset", [*RESETS, None])
-@pytest.mark.parametrize("name", LEFTOVERS)
-@pytest.mark.usefixtures("root")
-async def test_lease_sees_nothing_the_previous_one_left(
-    driver: Driver, url: str, name: str, reset: Reset | None
-) -> None:
-    leftover = LEFTOVERS[name]
-    manager = driver.manager(url, reset=reset or "session")
-    async with (
-        pool_of(manager) if reset else ConnectionPool(create=manager.create, clean=manager.clean, limit=1)
-    ) as pool:
-        async with pool.lease() as connection:
-            session = connection.thread_id()
-            assert not await is_there(connection, leftover)
-            await rows(connection, leftover.leave)
-        async with pool.lease() as connection:
-            assert connection.thread_id() == session
-            is_left = await is_there(connection, leftover)
-            assert is_left is (reset is None or (reset == "transaction" and leftover.of_session))
 
 
 @pytest.mark.parametrize("reset", RESETS)
@@ -227,28 +155,6 @@ async def test_a_reset_makes_as_many_round_trips_as_promised(
     proxy.sent.clear()
     assert await manager.check(connection) is False
     assert not proxy.sent
-
-
-async def test_free_connection_the_server_ended_is_not_leased(driver: Driver, url: str, root: Any) -> None:
-    async with pool_of(driver.manager(url), check_after=3600) as pool:
-        async with pool.lease() as connection:
-            session = connection.thread_id()
-        await rows(root, f"KILL {session}")
-        await time_to_end(root, session)
-        async with pool.lease() as connection:
-            assert await value(connection, "SELECT 1") == 1
-        assert pool.stats().creates == 2
-
-
-async def test_leased_connection_the_server_ended_is_not_reused(driver: Driver, url: str, root: Any) -> None:
-    async with pool_of(driver.manager(url)) as pool:
-        async with pool.lease() as connection:
-            await rows(root, f"KILL {connection.thread_id()}")
-            with pytest.raises((driver.errors.OperationalError, driver.errors.InternalError)):
-                await rows(connection, "SELECT 1")
-        async with pool.lease() as connection:
-            assert await value(connection, "SELECT 1") == 1
-        assert sum(pool.stats().discards.values()) == 1
 
 
 async def test_clean_does_not_wait_for_a_network_that_stalls(
@@ -413,36 +319,3 @@ def test_missing_driver_names_what_to_install(driver: Driver, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, driver.name, None)
     with pytest.raises(ImportError, match=rf"pip install 'connectionpools-fastapi\[{driver.name}\]'"):
         importlib.import_module(driver.module.__name__)
-
-
-# --- below SQLAlchemy ------------------------------------------------------------------------------
-
-
-async def test_below_sqlalchemy_the_same_is_promised(driver: Driver, url: str, root: Any) -> None:
-    address = make_url(url).set(drivername=f"mysql+{driver.name}")
-    async with pool_of(SqlalchemyManager(address)) as pool:
-        async with pool.lease() as connection:
-            await connection.execute(text(WRITE))
-            await connection.execute(text("SET @mine = 1, sql_mode = ''"))
-            session = (await connection.execute(text("SELECT connection_id()"))).scalar()
-        with pytest.raises(NotLeased, match=ENDED):
-            await connection.execute(text(WRITE))
-        async with pool.lease() as connection:
-            found = await connection.execute(
-                text("SELECT connection_id(), @mine, @@sql_mode = '', (SELECT count(*) FROM kept)")
-            )
-            assert found.one() == (session, None, 0, 0)
-
-        async def work() -> None:
-            async with pool.lease() as connection:
-                await connection.execute(text(FOR_A_MINUTE))
-
-        caller = asyncio.create_task(work())
-        assert await until_runs(root, FOR_A_MINUTE) == {session}
-        caller.cancel()
-        async with pool.lease() as connection:
-            assert (await connection.execute(text("SELECT connection_id()"))).scalar() != session
-        assert await time_to_end(root, session) < AT_ONCE
-        with pytest.raises(asyncio.CancelledError):
-            await caller
-        assert pool.stats().creates == 2

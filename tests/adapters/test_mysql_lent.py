@@ -274,25 +274,6 @@ async def test_detached_connection_stays_usable(driver: Driver, url: str) -> Non
 # --- queries that are cut off ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reset", RESETS)
-async def test_cancelled_query_ends_at_the_server(driver: Driver, url: str, root: Any, reset: Reset) -> None:
-    async def work() -> None:
-        async with pool.lease() as connection:
-            await rows(connection, FOR_A_MINUTE)
-
-    async with pool_of(driver.manager(url, reset=reset)) as pool:
-        caller = asyncio.create_task(work())
-        (session,) = await until_runs(root, FOR_A_MINUTE)
-        caller.cancel()
-        async with pool.lease() as connection:
-            assert connection.thread_id() != session
-            assert await value(connection, "SELECT 1") == 1
-        assert await time_to_end(root, session) < AT_ONCE
-        assert pool.stats().discards["change"] == 1
-        with pytest.raises(asyncio.CancelledError):
-            await caller
-
-
 async def test_cancelled_statement_of_the_cache_ends_at_the_server(url: str, root: Any) -> None:
     """asyncmy reads its answer on another way, from the second time on."""
     async with pool_of(DRIVERS[1].manager(url, stmt_cache_size=1)) as pool, pool.lease() as connection:

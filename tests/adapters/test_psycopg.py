@@ -33,7 +33,6 @@ from connectionpools_fastapi.adapters._readiness import Readiness
 from connectionpools_fastapi.adapters.psycopg import PsycopgManager, SyncPsycopgManager
 from tests import psycopg_pools
 from tests.psycopg_pools import (
-    SESSION,
     WAIT,
     Connection,
     Pool,
@@ -41,7 +40,6 @@ from tests.psycopg_pools import (
     pid,
     value,
 )
-from tests.support import check
 from tests.wheel_servers import PASSWORD, free_port
 
 pytestmark = pytest.mark.anyio
@@ -107,61 +105,12 @@ async def until_running(connection: Connection, backend: int, what: str) -> None
 
 # --- what a lease leaves behind ---------------------------------------------------------------------
 
-each_trace = pytest.mark.parametrize(("leave", "question", "fresh", "left"), SESSION.values(), ids=SESSION)
-
-
-@each_trace
-@pytest.mark.parametrize("has_transaction", [False, True])
-async def test_a_session_is_as_the_first_lease_found_it(
-    postgres_url: str, leave: str, question: str, fresh: object, left: object, *, has_transaction: bool
-) -> None:
-    async with pool_of(postgres_url) as pool:
-
-        async def act(connection: Connection) -> None:
-            await run(connection, leave)
-            assert await value(connection, question) == left
-            if not has_transaction:
-                await connection.rollback()
-
-        assert await after(pool, act, lambda connection: value(connection, question)) == fresh
-
-
-@each_trace
-async def test_reset_transaction_keeps_the_session(
-    postgres_url: str, leave: str, question: str, fresh: object, left: object
-) -> None:
-    async with pool_of(postgres_url, reset="transaction") as pool:
-        assert await after(pool, lambda connection: run(connection, leave), lambda _: value(_, question)) == left
-        assert fresh != left
-
-
 each_reset = pytest.mark.parametrize("reset", ["session", "transaction"])
 
 
 async def idle_and_empty(connection: Connection) -> None:
     assert connection.info.transaction_status == TransactionStatus.IDLE
     assert await value(connection, "SELECT to_regclass('left_behind')") is None
-
-
-@each_reset
-async def test_what_was_not_committed_is_rolled_back(postgres_url: str, reset: str) -> None:
-    async def leave(connection: Connection) -> None:
-        await connection.execute("CREATE TABLE left_behind ()")
-        assert connection.info.transaction_status == TransactionStatus.INTRANS
-
-    async with pool_of(postgres_url, reset=reset) as pool:
-        await after(pool, leave, idle_and_empty)
-
-
-@each_reset
-async def test_a_failed_transaction_is_rolled_back(postgres_url: str, reset: str) -> None:
-    async def leave(connection: Connection) -> None:
-        with pytest.raises(psycopg.errors.DivisionByZero):
-            await connection.execute("SELECT 1 / 0")
-        assert connection.info.transaction_status == TransactionStatus.INERROR
-
-    async with pool_of(postgres_url, reset=reset) as pool:
-        await after(pool, leave, idle_and_empty)
 
 
 @each_reset
@@ -672,22 +621,6 @@ def test_detached_connection_works_in_another_loop(postgres_url: str) -> None:
 
     connection = asyncio.run(detach())
     asyncio.run(use(connection))
-
-
-async def test_sessions_ended_by_the_server_fail_no_caller(postgres_url: str) -> None:
-    async with pool_of(postgres_url) as others, pool_of(postgres_url, limit=3) as pool:
-        leased = [await pool.acquire() for _ in range(3)]
-        backends = [pid(connection) for connection in leased]
-        for connection in leased:
-            await pool.release(connection)
-        async with others.lease() as other:
-            for backend in backends:
-                await other.execute("SELECT pg_terminate_backend(%s, 10000)", [backend])
-        for _ in range(3):
-            async with pool.lease() as connection:
-                assert await value(connection, "SELECT 7") == 7
-        assert pool.taken == 0
-        check(pool)
 
 
 async def test_cleaning_what_is_gone_already_raises_nothing(postgres_url: str) -> None:

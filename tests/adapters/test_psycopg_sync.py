@@ -22,7 +22,7 @@ from psycopg.waiting import WAIT_R
 from connectionpools_fastapi import ConnectionPool, Leased, Loan, NotLeased, PoolConfigError, install_pools
 from connectionpools_fastapi.adapters.psycopg import SyncPsycopgManager
 from tests.programs import pgbouncer
-from tests.psycopg_pools import SESSION, WAIT, each_reset, pid
+from tests.psycopg_pools import WAIT, each_reset, pid
 from tests.support import check
 
 Conn = Connection[Any]
@@ -81,23 +81,6 @@ def fixture_busy(watcher: Conn, thread: ThreadPoolExecutor) -> Callable[[Conn], 
 
 
 # --- what a lease leaves behind ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("trace", SESSION.values(), ids=SESSION)
-@pytest.mark.parametrize("ends", ["in a transaction", "committed", "keeps its session"])
-def test_session_is_as_the_first_lease_found_it(postgres_url: str, trace: tuple[Any, ...], ends: str) -> None:
-    leave, question, fresh, left = trace
-    with pool_of(postgres_url, reset="transaction" if ends == "keeps its session" else "session") as pool:
-        with pool.lease() as connection:
-            before = pid(connection)
-            connection.execute(leave)
-            connection.commit()
-            assert value(connection, question) == left
-            if ends == "committed":
-                connection.commit()
-        with pool.lease() as connection:
-            assert pid(connection) == before
-            assert value(connection, question) == (left if ends == "keeps its session" else fresh)
 
 
 @each_reset
@@ -386,19 +369,6 @@ def test_clean_of_a_thread_that_does_not_let_go_is_bounded(
     using.exception(WAIT)
     manager.clean(connection)
     assert connection.closed
-
-
-def test_session_ended_by_the_server_fails_no_caller(postgres_url: str, watcher: Conn) -> None:
-    with pool_of(postgres_url) as pool:
-        with pool.lease() as connection:
-            backend = pid(connection)
-        watcher.execute("SELECT pg_terminate_backend(%s, 10000)", [backend])
-        with pool.lease() as connection:
-            assert value(connection, "SELECT 7") == 7
-        with pytest.raises(psycopg.OperationalError), pool.lease() as connection:
-            connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-        with pool.lease() as connection:
-            assert value(connection, "SELECT 7") == 7
 
 
 def test_def_endpoint_gets_a_connection_of_its_own(postgres_url: str) -> None:

@@ -173,27 +173,6 @@ async def test_autocommit_ends_with_the_lease(server: URL, reset: str) -> None:
         assert await after(pool, leave, look) is True
 
 
-async def test_a_session_is_as_the_first_lease_found_it(server: URL) -> None:
-    async def leave(connection: AsyncConnection) -> None:
-        await run(connection, "SET app.name = 'alice'", "CREATE TEMP TABLE mine ()", "SELECT pg_advisory_lock(4711)")
-        await run(connection, "SET ROLE pg_monitor")
-
-    async def look(connection: AsyncConnection) -> list[Any]:
-        return [
-            await value(connection, "SELECT coalesce(current_setting('app.name', true), '')"),
-            await value(connection, "SELECT count(*) FROM pg_class WHERE relname = 'mine'"),
-            await value(
-                connection, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
-            ),
-            await value(connection, "SELECT current_user"),
-        ]
-
-    async with pool_of(server) as pool:
-        assert await after(pool, leave, look) == ["", 0, 0, "postgres"]
-    async with pool_of(server, reset="transaction") as pool:
-        assert await after(pool, leave, look) == ["alice", 1, 1, "pg_monitor"]
-
-
 async def test_prepared_statement_never_fails_in_a_later_lease(server: URL) -> None:
     async with pool_of(server) as pool:
         async with pool.lease() as connection:
@@ -315,43 +294,6 @@ async def test_discard_ends_the_query_on_the_server(server: URL) -> None:
         await until_running(watcher, what, 0)
         await asyncio.wait([task], timeout=WAIT)
         assert task.exception() is not None
-
-
-@each_reset
-async def test_connection_ended_by_the_server_is_destroyed(server: URL, reset: str) -> None:
-    async def leave(connection: AsyncConnection) -> None:
-        with pytest.raises(DBAPIError):
-            await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
-
-    async with pool_of(server, reset=reset) as pool:
-        await assert_destroyed_after(pool, leave)
-
-
-async def test_free_connection_the_server_ended_fails_no_caller(server: URL) -> None:
-    async with pool_of(server) as others, pool_of(server) as pool:
-        async with pool.lease() as connection:
-            backend = await value(connection, "SELECT pg_backend_pid()")
-        async with others.lease() as other:
-            await other.execute(text(f"SELECT pg_terminate_backend({backend}, 10000)"))
-        async with pool.lease() as connection:
-            assert await value(connection, "SELECT 7") == 7
-        assert pool.stats().discards["check"] == 1
-
-
-@each_reset
-async def test_cancelled_query_ends_and_costs_the_connection(server: URL, reset: str) -> None:
-    what = f"pg_sleep(600) AS a{uuid4().hex}"
-
-    async def leave(connection: AsyncConnection) -> None:
-        task = asyncio.create_task(value(connection, f"SELECT {what}"))
-        await until_running(watcher, what)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    async with pool_of(server) as watcher, pool_of(server, reset=reset) as pool:
-        await assert_destroyed_after(pool, leave)
-        await until_running(watcher, what, 0)
 
 
 async def test_closing_the_pool_closes_driver_connections(database: URL) -> None:

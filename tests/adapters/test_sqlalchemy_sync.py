@@ -14,7 +14,7 @@ from fastapi import BackgroundTasks, FastAPI, HTTPException
 from fastapi.responses import JSONResponse
 from sqlalchemy import Connection, NullPool, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -78,21 +78,6 @@ def test_what_was_not_committed_is_rolled_back(database: URL, reset: str) -> Non
         check(pool)
 
 
-def test_session_of_postgres_is_reset(server: URL) -> None:
-    with pool_of(server) as pool:
-        with pool.lease() as connection:
-            backend = value(connection, "SELECT pg_backend_pid()")
-            connection.execute(text("SET search_path TO nowhere"))
-            connection.execute(text("CREATE TEMP TABLE mine (id int)"))
-            connection.execute(text("SELECT pg_advisory_lock(4711)"))
-            connection.commit()
-        with pool.lease() as connection:
-            assert value(connection, "SELECT pg_backend_pid()") == backend
-            assert value(connection, "SHOW search_path") != "nowhere"
-            assert value(connection, "SELECT to_regclass('pg_temp.mine')") is None
-            assert value(connection, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
-
-
 def test_session_of_sqlite_is_reset(tmp_path: Path) -> None:
     with pool_of(f"sqlite:///{tmp_path / 'app.db'}") as pool:
         with pool.lease() as connection:
@@ -150,16 +135,6 @@ def test_reset_that_fails_destroys_the_connection(database: URL) -> None:
         for _ in range(2):
             with pool.lease() as connection:
                 assert value(connection, "SELECT 7") == 7
-        assert pool.stats().creates == 2
-
-
-@each_reset
-def test_connection_ended_by_the_server_is_destroyed(server: URL, reset: str) -> None:
-    with pool_of(server, reset=reset) as pool:
-        with pytest.raises(OperationalError), pool.lease() as connection:
-            connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
-        with pool.lease() as connection:
-            assert value(connection, "SELECT 7") == 7
         assert pool.stats().creates == 2
 
 
