@@ -14,7 +14,7 @@ CI = Path(".ci")
 # Tests wait more than they compute: four at a time keep two cores busy.
 PARALLEL = ["-n", "4"]
 # What starts a server, browser or worker.
-SLOW = "adapters asgi/test_workers.py benchmarks docs example_app"
+SLOW = "adapters asgi/test_workers.py benchmarks docs example_app monitoring/test_multiprocess.py"
 FAST = [f"--ignore=tests/{name}" for name in SLOW.split()]
 # Interpreters of pyenv that are not on the PATH.
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"

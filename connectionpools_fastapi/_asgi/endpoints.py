@@ -12,6 +12,7 @@ from .._core.policy import LONGEST, check_seconds
 from .._monitoring.health import PoolHealth, Verdict, examine_all, worst
 from .._monitoring.merge import longest, merge_health
 from .._monitoring.metrics import Stats, plain_stats, render, stats_of
+from .._monitoring.multiprocess import MultiprocessFiles
 from .._monitoring.picture import own_part
 from .._monitoring.workers import Workers
 from .._runtime.current import current_loop
@@ -78,12 +79,14 @@ class Endpoints:
         self._loop: Loop | None = None
         self._readiness = Readiness(self._tell_unready)
         self._viewers = Viewers(self._look)
+        self._files = MultiprocessFiles()
 
     async def join_workers(self, scope: Scope) -> None:
         """Answer for the other workers of the service as well, and for this one when they ask."""
         self._scope = scope
         _count_by_route(self._all_pools(scope))
         self._viewers.begin()
+        self._files.start(self._all_pools(scope))
         await self._workers.join()
         self._loop = current_loop()
         self._readiness.begin()
@@ -91,6 +94,7 @@ class Endpoints:
     def leave_workers(self) -> None:
         """Answer for this process alone, and end the page's streams."""
         self._readiness.end()
+        self._files.stop()
         self._workers.leave()
         self._viewers.end()
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from ..stats import BudgetStats, Histogram, Observable, ObservedStats, PoolStats, PriorityStats, RouteStats
+from .multiprocess import is_written
 
 # prometheus-client, with its HTTP servers and clients, takes as long to import as this whole package. So the
 # first scrape imports it: a pool that is never scraped does not need it.
@@ -35,7 +36,8 @@ Workers = Mapping[int, list[Stats]]
 class PoolCollector(Collector):
     """Turns the stats of pools into metrics at each scrape; it counts nothing itself.
 
-    It leaves out numbers that an observed pool does not know.
+    It leaves out numbers that an observed pool does not know, and pools whose numbers are already in
+    PROMETHEUS_MULTIPROC_DIR, so that none appears twice.
 
     Register it in any registry: `REGISTRY.register(PoolCollector([db]))` adds the pools to the
     metrics that an application already exports.
@@ -67,7 +69,7 @@ class PoolCollector(Collector):
         """
         from .families import families  # noqa: PLC0415 - at the first scrape, see above
 
-        yield from families([((pool.name,), pool.stats()) for pool in self._pools])
+        yield from families([((pool.name,), pool.stats()) for pool in self._pools if not is_written(pool)])
 
 
 class StatsCollector(Collector):
