@@ -19,6 +19,9 @@ KINDS = (
     ("psycopg_pool", "ConnectionPool", "psycopg", "PsycopgThreadPool"),
     ("sqlalchemy.ext.asyncio", "AsyncEngine", "sqlalchemy", "AsyncEnginePool"),
     ("sqlalchemy", "Engine", "sqlalchemy", "ThreadEnginePool"),
+    ("redis.asyncio", "ConnectionPool", "redis", "RedisAsyncPool"),
+    ("redis", "ConnectionPool", "redis", "RedisThreadPool"),
+    ("aiomysql", "Pool", "aiomysql", "AiomysqlPool"),
 )
 
 
@@ -101,9 +104,9 @@ def observe(pool: Any, *, name: str, clock: Callable[[], float] = time.monotonic
 
     Args:
         pool: An asyncpg.Pool, an AsyncConnectionPool or ConnectionPool of psycopg_pool, an
-            AsyncEngine or Engine of SQLAlchemy; or a function without arguments that returns
-            one, and before there is one returns None or raises. It is called each time, from
-            any thread, and must not block.
+            AsyncEngine or Engine of SQLAlchemy, a ConnectionPool of redis or redis.asyncio, an
+            aiomysql.Pool; or a function without arguments that returns one, and before there is
+            one returns None or raises. It is called each time, from any thread, and must not block.
         name: What health and metrics call the pool; unique in an application.
         clock: Returns the time in seconds, which never goes backwards; called from any
             thread.
