@@ -190,7 +190,9 @@ def test_worst_worker_decides_and_a_hanging_one_is_named() -> None:
 
 
 def test_workers_share_one_budget() -> None:
-    shares = [{"name": "orders", "total": 9, "used": 5, "held": held, "members": {}} for held in (2, 3)]
+    shares: list[dict[str, Any]] = [
+        {"name": "orders", "total": 9, "used": 5, "held": held, "members": {}} for held in (2, 3)
+    ]
     answers = {number: part(IDLE) for number in range(3)}
     for number, share in enumerate(shares):
         answers[number]["db"]["budget"] = share
