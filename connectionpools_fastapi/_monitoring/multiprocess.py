@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # How old the numbers of a worker may be, in seconds.
 EVERY = 1.0
 # Gauges that add up over processes; of the others, the highest counts.
-SUMS = frozenset(("resources", "limit", "waiting", "peak_taken", "peak_waiting", "priority_waiting"))
+SUMS = frozenset(("resources", "limit", "waiting", "peak_taken", "peak_waiting", "priority_waiting", "budget_held"))
 
 NOT_WRITTEN = (
     "the metrics of pools do not reach the files in PROMETHEUS_MULTIPROC_DIR: %s. Set it before the service starts, to "
