@@ -136,6 +136,7 @@ class HostMembership:
         self._file = file
         self._member = member
         self._addresses = f"{directory}/{budget.name}."  # a member's number completes its address
+        self._looks = 0  # since the last token, also over calls that were cancelled
         self._turn = anyio.Lock()  # one task looks for tokens, and the others wait for their turn
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._questions: UNIXDatagramSocket
@@ -159,12 +160,12 @@ class HostMembership:
     async def take(self) -> None:
         """Take a token, and wait for one for as long as it takes; see `Membership`."""
         async with self._turn:
-            looks = 0
             while not self._file.take():
-                if looks % ASK_EVERY == 0:
-                    self._ask_others(looks // ASK_EVERY)
-                looks += 1
+                if self._looks % ASK_EVERY == 0:
+                    self._ask_others(self._looks // ASK_EVERY)
+                self._looks += 1
                 await anyio.sleep(LOOK_EVERY)
+            self._looks = 0
 
     def give_back(self) -> None:
         """Give a token back that was taken. From any thread."""

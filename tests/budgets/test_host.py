@@ -1,19 +1,21 @@
 """HostBudget below pools: one token for each resource, and pools that give way to each other."""
 
 import json
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+import os
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from anyio.abc import TaskGroup
 from prometheus_client import CollectorRegistry
 
 from connectionpools_fastapi import ConnectionPool, PoolCollector, PoolConfigError, PoolTimeout
 from connectionpools_fastapi._monitoring.health import examine
 from connectionpools_fastapi._monitoring.metrics import plain_stats, stats_of
-from connectionpools_fastapi.budgets.host import HostBudget
+from connectionpools_fastapi.budgets.host import HostBudget, HostMembership
 from tests.support import Backend, PlainBackend
 
 pytestmark = pytest.mark.anyio
@@ -183,6 +185,64 @@ async def test_members_with_another_total_do_not_open(budget: Budgets) -> None:
     assert pool.stats().status == "closed"
     async with pool:
         pass
+
+
+class Neighbour:
+    """A member that notes what it is asked, and gives a token back only if it is a good one."""
+
+    pool = "neighbour"
+
+    def __init__(self, tasks: TaskGroup, *, is_good: bool) -> None:
+        self.tasks = tasks
+        self.is_good = is_good
+        self.asked: list[int | None] = []
+        self.share: HostMembership
+
+    def spawn(self, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.tasks.start_soon(job)
+
+    async def take(self, budget: HostBudget, number: int) -> None:
+        self.share = await budget.join(self)
+        for _ in range(number):
+            await self.share.take()
+
+    def give_way(self, held: int | None) -> None:
+        self.asked.append(held)
+        if self.is_good and held is not None:
+            self.share.give_back()
+
+
+async def test_next_richest_is_asked_if_the_richest_gives_nothing(budget: Budgets) -> None:
+    async with anyio.create_task_group() as tasks:
+        stopped, good, poor = (Neighbour(tasks, is_good=is_good) for is_good in (False, True, False))
+        for neighbour, number in ((stopped, 4), (good, 3), (poor, 1)):
+            await neighbour.take(budget(8), number)
+        pool = Backend().pool(budget=budget(8))
+        async with pool:
+            async with pool.lease(timeout=LONG):  # asked again and again, although the pool cancels its calls
+                assert 0 in stopped.asked
+                assert good.asked[-1] == 0
+                assert not any(poor.asked)
+            for neighbour in (stopped, good, poor):
+                neighbour.share.leave()
+
+
+def test_forked_child_joins_anew(budget: Budgets) -> None:
+    pool = PlainBackend().pool(limit=1, budget=budget(1))
+    with pool:
+        with pool.lease():
+            pass
+        child = os.fork()
+        if child == 0:  # pragma: no cover - in the child
+            with suppress(BaseException):
+                is_apart = pool.stats().budget is None
+                pool.open_sync()
+                with pool.lease(timeout=LONG):  # once the parent has given its token back
+                    os._exit(not is_apart)
+            os._exit(2)
+        pool.close_sync()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        pool.open_sync()
 
 
 def test_pools_of_threads_share_a_budget_too(budget: Budgets) -> None:
