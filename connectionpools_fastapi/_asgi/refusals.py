@@ -14,7 +14,7 @@ from ..errors import NotLeased, Overloaded, PoolConfigError, PoolError, WouldDea
 from .disconnect import ClientGone
 from .exchange import Exchange
 from .request import Route
-from .responses import unavailable_response
+from .responses import send_unavailable
 
 # Mistakes of the application, not a lack of resources.
 MISTAKES = (PoolConfigError, NotLeased, WouldDeadlock, WrongEventLoop)
@@ -48,15 +48,13 @@ class Refusals:
             return False
         exchange.end_response()
         if scope["type"] == "http":
-            self._log(pool_error, Route(scope), "answered with 503")
-            await unavailable_response(pool_error)(scope, receive, send)
+            self._log(pool_error, scope, "answered with 503")
+            await send_unavailable(pool_error, send)
         elif exchange.begun is None and "websocket.http.response" in scope.get("extensions", {}):
-            self._log(pool_error, Route(scope), "denied with 503")
-            response = unavailable_response(pool_error)
-            await send({"type": "websocket.http.response.start", "status": 503, "headers": response.raw_headers})
-            await send({"type": "websocket.http.response.body", "body": response.body})
+            self._log(pool_error, scope, "denied with 503")
+            await send_unavailable(pool_error, send, "websocket.http.response")
         else:
-            self._log(pool_error, Route(scope), "closed with 1013")
+            self._log(pool_error, scope, "closed with 1013")
             await send(TRY_AGAIN_LATER)
         return True
 
@@ -65,11 +63,12 @@ class Refusals:
         for storm in (self._storm, *self._mistakes.values()):
             storm.end()
 
-    def _log(self, error: PoolError, route: Route, how: str) -> None:
+    def _log(self, error: PoolError, scope: Scope, answer: str) -> None:
         if isinstance(error, Overloaded):  # the pool logs when that begins and ends, with counts
             return
-        what, kind = f"{route} {how}", type(error).__name__
-        own = {"pool": error.pool, "route": str(route), "error": kind}
+        route, kind = str(Route(scope)), type(error).__name__
+        what = f"{route} {answer}"
+        own = {"pool": error.pool, "route": route, "error": kind}
         if not isinstance(error, MISTAKES):
             self._storm.note(f"{what} for {kind}", f"{what}: {error}", **own)
             return

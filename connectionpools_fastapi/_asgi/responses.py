@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
+from starlette.types import Send
 
 from ..errors import PoolError
 
@@ -41,12 +42,24 @@ def checks_of(pools: dict[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]
     return checks
 
 
-def unavailable_response(error: PoolError) -> Response:
-    """Say that there is no resource for a request now, and when to try again: 503."""
-    seconds = max(1, math.ceil(error.retry_after or 1))
-    return JSONResponse(
-        {"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": "Try again later."},
-        status_code=503,
-        headers={"Retry-After": str(seconds), **HEADERS},
-        media_type="application/problem+json",
-    )
+# Made once: under overload, the refusals are most of what a server does.
+_UNAVAILABLE = JSONResponse(
+    {"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": "Try again later."},
+    status_code=503,
+    headers=HEADERS,
+    media_type="application/problem+json",
+)
+
+
+async def send_unavailable(error: PoolError, send: Send, kind: str = "http.response") -> None:
+    """Say that there is no resource for a request now, and when to try again: 503.
+
+    Args:
+        error: Why.
+        send: The server's.
+        kind: What the types of the messages begin with: "websocket.http.response" denies a WebSocket.
+    """
+    retry_after = b"%d" % max(1, math.ceil(error.retry_after or 1))
+    headers = [*_UNAVAILABLE.raw_headers, (b"retry-after", retry_after)]
+    await send({"type": f"{kind}.start", "status": 503, "headers": headers})
+    await send({"type": f"{kind}.body", "body": _UNAVAILABLE.body})

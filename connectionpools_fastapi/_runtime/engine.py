@@ -184,8 +184,9 @@ class Engine(Generic[T]):
                 slot = self._acquire_or_enqueue(waiter, seconds)
             except PoolError as error:
                 self._note_failure(error)
-                # A caller that retries in a loop must not starve the tasks that would end its failures.
-                await checkpoint()
+                if client is None:
+                    # A caller that retries in a loop must not starve the tasks that would end its failures.
+                    await checkpoint()
                 raise
             if slot is not None:
                 return slot
