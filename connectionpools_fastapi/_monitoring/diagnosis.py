@@ -145,7 +145,7 @@ def _leak(seen: Seen) -> Diagnosis | None:
             "leak",
             "Leak",
             f"{lost} lease{'s' if lost > 1 else ''} of the last seconds never ended: the caller dropped the resource.",
-            "Find in the log where it began, and write `async with pool.lease()` there. Each costs a new resource.",
+            "Find in the log where it began, and lease in a block there. Each costs a new resource.",
         )
     endless_from = max(ENDLESS_FROM, ENDLESS_FACTOR * (seen.usual_use or 0.0))
     endless = [lease for lease in seen.leases if lease["age"] >= endless_from]
@@ -156,8 +156,8 @@ def _leak(seen: Seen) -> Diagnosis | None:
         "Leak",
         f"{len(endless)} of {seen.stats['limit']} resources have not come back for {seconds(endless[-1]['age'])} or "
         f"longer, while callers wait. {_longest(seen)}",
-        "Find out what these routes wait for: a lock, another service, a release that never comes. `max_hold` logs "
-        "where such a lease began; a restart frees them.",
+        "Find out what these routes wait for: a lock, another service, a release that never comes. The setting "
+        "max_hold logs where such a lease began; a restart frees them.",
     )
 
 

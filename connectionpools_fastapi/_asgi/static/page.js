@@ -198,7 +198,7 @@ function showDurations(card, pool) {
 function showFacts(card, stats, budget) {
   const facts = [];
   if ("patience" in stats) {
-    facts.push(["Callers leave after", stats.patience === null ? "not learned yet" : `about ${duration(stats.patience)}`]);
+    facts.push(["Callers leave after", stats.patience === null ? "unknown" : `about ${duration(stats.patience)}`]);
     if (stats.expected_wait !== null) facts.push(["A new caller waits", stats.expected_wait ? `about ${duration(stats.expected_wait)}` : "not at all"]);
     if (stats.retry_after !== null) facts.push(["Next try to create", `in ${duration(stats.retry_after)}`]);
   }
