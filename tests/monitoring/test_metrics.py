@@ -78,7 +78,7 @@ async def test_every_value_agrees_with_the_stats(accept: str) -> None:
         db = {"pool": "db"}
         for state in ("free", "taken", "creating", "cleaning"):
             assert one(found, "resources", state=state, **db) == getattr(stats, state)
-        for name in ("limit", "waiting", "failing", "overloaded"):
+        for name in ("limit", "waiting", "failing", "overloaded", "peak_taken", "peak_waiting"):
             assert one(found, name, **db) == getattr(stats, name)
         assert one(found, "open", **db) == 1
         for name in (
@@ -97,6 +97,10 @@ async def test_every_value_agrees_with_the_stats(accept: str) -> None:
             by_reason: dict[str, int] = dict(getattr(stats, name))
             for reason, number in by_reason.items():
                 assert one(found, name + "_total", reason=reason, **db) == number
+        for priority, each in stats.priorities.items():
+            assert one(found, "priority_waiting", priority=priority, **db) == each.waiting
+            assert one(found, "priority_oldest_wait_seconds", priority=priority, **db) == each.oldest_wait
+            assert one(found, "priority_refusals_total", priority=priority, **db) == each.refusals
         assert (stats.acquires, stats.timeouts, stats.discards["discard"], stats.detached) == (4, 1, 1, 1)
         pool.discard(next(iter(pool._engine.inventory.taken.values())).resource)
 
@@ -126,6 +130,11 @@ async def test_histograms_are_cumulative_and_add_up(accept: str, name: str) -> N
         assert values[-1] == 6
         assert values[-2] == 5
         assert histogram.sum == pytest.approx(1003.302)
+
+
+async def test_peak_that_is_not_known_is_absent() -> None:
+    async with things(reuse="fifo") as pool:
+        assert ("connectionpool_peak_taken", frozenset({("pool", "db")})) not in scrape(pool)
 
 
 async def test_each_pool_has_series_of_its_own() -> None:
