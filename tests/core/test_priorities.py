@@ -121,6 +121,7 @@ def test_full_queue_refuses_the_last_of_the_lowest_priority() -> None:
             core.acquire(priority=priority)
     core.acquire(priority="high")
     assert core.refusals() == {"full": 5}
+    assert core.state.counters.refusals_by_rank == [0, 2, 3]  # the ranks of those that were refused
 
 
 def test_low_newcomer_cannot_displace_one_of_its_own() -> None:
@@ -149,8 +150,10 @@ def test_expected_wait_counts_only_callers_that_are_served_before() -> None:
     expected = [overload.expected_wait(core.now, rank) for rank in (HIGH, NORMAL, LOW)]
     assert expected == [pytest.approx(each) for each in (2, 12, 13)]
     core.acquire(3, priority="high")
-    with pytest.raises(Overloaded):
-        core.acquire(3)
+    for priority in ("normal", "low"):
+        with pytest.raises(Overloaded):
+            core.acquire(3, priority=priority)
+    assert core.state.counters.refusals_by_rank == [0, 1, 1]
 
 
 def test_refused_newcomer_displaces_no_waiter() -> None:

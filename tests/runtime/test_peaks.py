@@ -70,6 +70,9 @@ async def test_peak_between_two_scrapes_is_seen_for_a_minute() -> None:
     clock = Clock()
     async with things(limit=3, clock=clock) as pool:
         pool.stats()
+        async with pool.lease():  # at the very moment of the scrape
+            pass
+        assert pool.stats().peak_taken == 1
         clock.now += PIECE
         async with AsyncExitStack() as stack:
             for _ in range(3):
