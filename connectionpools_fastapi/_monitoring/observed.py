@@ -22,6 +22,7 @@ KINDS = (
     ("redis.asyncio", "ConnectionPool", "redis", "RedisAsyncPool"),
     ("redis", "ConnectionPool", "redis", "RedisThreadPool"),
     ("aiomysql", "Pool", "aiomysql", "AiomysqlPool"),
+    ("connectionpools_fastapi.adapters.pymongo", "PoolEvents", "pymongo", "PymongoPools"),
 )
 
 
@@ -105,8 +106,9 @@ def observe(pool: Any, *, name: str, clock: Callable[[], float] = time.monotonic
     Args:
         pool: An asyncpg.Pool, an AsyncConnectionPool or ConnectionPool of psycopg_pool, an
             AsyncEngine or Engine of SQLAlchemy, a ConnectionPool of redis or redis.asyncio, an
-            aiomysql.Pool; or a function without arguments that returns one, and before there is
-            one returns None or raises. It is called each time, from any thread, and must not block.
+            aiomysql.Pool, the PoolEvents of a client of PyMongo; or a function without arguments
+            that returns one, and before there is one returns None or raises. It is called each
+            time, from any thread, and must not block.
         name: What health and metrics call the pool; unique in an application.
         clock: Returns the time in seconds, which never goes backwards; called from any
             thread.
