@@ -39,6 +39,10 @@ LOOK_AT_LEASES = (
     "Look at the longest leases below, and at the back-end for slow queries and locks. "
     "A higher limit would only move the queue into the back-end."
 )
+RAISE_BUDGET = (
+    "Other pools and processes hold the rest of the budget. Look at the longest leases below; raise the total if the "
+    "back-end has room, or lower the limit of those that need less."
+)
 ADD_ROOM = (
     "Leases last no longer than usual, so more callers come than the resources serve. Reduce the load, or raise the "
     "limit or add workers, if the back-end has room."
@@ -186,11 +190,13 @@ def _exhausted(seen: Seen) -> Diagnosis | None:
     waiting = _callers(stats["waiting"], "waits", "wait")
     longest = f", the longest for {seconds(stats['oldest_wait'])}" if stats["waiting"] else ""
     lost = f" {_callers(timeouts, 'was', 'were')} turned away in the last seconds." if timeouts else ""
+    budget = f" The budget {stats['budget']['name']} has no token left." if _lacks_tokens(seen) else ""
     stuck = " For seconds nothing has come back." if seen.health == "fail" else ""
     return Diagnosis(
         "exhausted",
         "Exhausted",
-        f"{stats['taken']} of {stats['limit']} resources are taken, {waiting}{longest}.{lost}{stuck}{_how_slow(seen)}",
+        f"{stats['taken']} of {stats['limit']} resources are taken, {waiting}{longest}.{budget}{lost}{stuck}"
+        f"{_how_slow(seen)}",
         _what_to_do(seen),
     )
 
@@ -216,16 +222,25 @@ def _slow(seen: Seen) -> Diagnosis | None:
 def fine(stats: dict[str, Any]) -> Diagnosis:
     """Say how much of a pool without trouble is left, in one worker or in all together."""
     if stats["waiting"]:
-        reason = f"All {stats['limit']} resources are in use, and the queue moves."
+        reason = f"{stats['taken']} of {stats['limit']} resources are in use, and the queue moves."
     else:
-        room = stats["limit"] - stats["taken"]
+        room, budget = stats["limit"] - stats["taken"], stats.get("budget")
+        if budget is not None:
+            room = min(room, stats["free"] + budget["total"] - budget["used"])
         reason = f"{room} of {stats['limit']} resources are left to lease."
     return Diagnosis("fine", "Fine", reason)
 
 
 def _what_to_do(seen: Seen) -> str:
+    if _lacks_tokens(seen):
+        return RAISE_BUDGET
     usual = seen.usual_use
     return ADD_ROOM if usual is not None and seen.slow_use is None else LOOK_AT_LEASES
+
+
+def _lacks_tokens(seen: Seen) -> bool:
+    budget = seen.stats.get("budget")
+    return budget is not None and budget["used"] >= budget["total"] and seen.stats["taken"] < seen.stats["limit"]
 
 
 def _how_slow(seen: Seen) -> str:

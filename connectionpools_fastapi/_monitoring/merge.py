@@ -95,9 +95,14 @@ def _add(counts: list[Sequence[int]]) -> list[int]:
 BY_NAME: dict[str, Callable[[list[Any]], Any]] = {
     "name": itemgetter(0),
     "bounds": itemgetter(0),
+    "total": itemgetter(0),  # this one, `used` and `members` are of the budget, which all workers share
+    "used": itemgetter(0),
+    "members": itemgetter(0),
     "expected_wait": max,
     "longest_lease": max,
     "oldest_wait": max,
+    "peak_taken": max,
+    "peak_waiting": max,
     "patience": min,
     "retry_after": min,
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..stats import Observable, ObservedStats, PoolStats
+from ..stats import Observable
 from .diagnosis import WORST_FIRST, Diagnosis, Seen, diagnose, fine
 from .health import examine_all
 from .merge import Answers, longest, merge_stats
@@ -33,8 +33,8 @@ TOTALS = (
     "create",
 )
 
-# What the page has no room for, and what does not add up over workers.
-LEFT_OUT = ("priorities", "routes", "budget")
+# What the page has no room for.
+LEFT_OUT = ("priorities", "routes")
 
 
 async def own_part(pools: Iterable[Observable], *, max_age: float, timeout: float) -> dict[str, Any]:
@@ -44,7 +44,6 @@ async def own_part(pools: Iterable[Observable], *, max_age: float, timeout: floa
             "health": found.verdict,
             "why": found.reason,
             "stats": {key: value for key, value in asdict(found.stats).items() if key not in LEFT_OUT},
-            "budget": _budget_of(found.stats),
             "leases": [{"holder": holder.name, "age": holder.age} for holder in found.holders or ()],
         }
         for found in await examine_all(pools, max_age=max_age, timeout=timeout)
@@ -107,7 +106,6 @@ class Pictures:
             "name": name,
             **_together(found, stats),
             "stats": stats,
-            "budget": _share([part["budget"] for part in parts.values() if part.get("budget")]),
             "leases": leases,
             "per_second": _rate(moved, now - short[0]),
             "minute": minute and {key: minute[key] for key in TOTALS if key not in durations},
@@ -117,15 +115,6 @@ class Pictures:
                 for key, every in durations.items()
             },
         }
-
-
-def _budget_of(stats: PoolStats | ObservedStats) -> dict[str, Any] | None:
-    return asdict(stats.budget) if isinstance(stats, PoolStats) and stats.budget is not None else None
-
-
-def _share(known: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return what workers say of one budget; only what each of them holds adds up."""
-    return {**known[0], "held": sum(budget["held"] for budget in known)} if known else None
 
 
 def _rate(moved: list[dict[str, Any]], lasted: float) -> float | None:

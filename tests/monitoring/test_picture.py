@@ -174,6 +174,21 @@ def test_stats_of_workers_add_up() -> None:
     assert merge_stats([used(IDLE, 3, 2), used(IDLE, 3, 1)])["use"]["counts"][3] == 3
 
 
+def test_budget_is_shared_by_the_workers_that_hold_its_tokens() -> None:
+    budget = {"name": "pg", "total": 6, "used": 6, "held": 2, "members": {"db": 6}}
+    merged = merge_stats([{**BUSY, "budget": budget}, {**BUSY, "budget": {**budget, "held": 3}}])
+    assert merged["budget"] == {**budget, "held": 5}
+    assert merged["discards"]["budget"] == 0
+
+
+def test_pool_whose_budget_is_spent_says_so() -> None:
+    budget = {"name": "pg", "total": 6, "used": 6, "held": 3, "members": {}}
+    found = seen({**BUSY, "taken": 3, "budget": budget})
+    assert (found.kind, "The budget pg has no token left." in found.reason) == ("exhausted", True)
+    assert "raise the total" in found.remedy
+    assert seen({**IDLE, "free": 1, "budget": budget}).reason == "1 of 4 resources are left to lease."
+
+
 def test_number_that_one_worker_does_not_know_is_unknown() -> None:
     known, unknown = (asdict(ObservedStats(name="db", status="open", free=free)) for free in (1, None))
     assert merge_stats([known, unknown])["free"] is None
@@ -187,17 +202,6 @@ def test_worst_worker_decides_and_a_hanging_one_is_named() -> None:
     assert pool["reason"].startswith("Worker 1: 4 of 4")
     assert pool["reason"].endswith("So it is in 1 of 2 workers.")
     assert pool["stats"]["limit"] == 8
-
-
-def test_workers_share_one_budget() -> None:
-    shares: list[dict[str, Any]] = [
-        {"name": "orders", "total": 9, "used": 5, "held": held, "members": {}} for held in (2, 3)
-    ]
-    answers = {number: part(IDLE) for number in range(3)}
-    for number, share in enumerate(shares):
-        answers[number]["db"]["budget"] = share
-    (pool,) = Pictures().picture(answers, 0.0)["pools"]
-    assert pool["budget"] == {**shares[0], "held": 5}
 
 
 def test_workers_that_are_fine_say_one_sentence() -> None:

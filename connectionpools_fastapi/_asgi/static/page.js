@@ -137,7 +137,7 @@ function showPool(pool, picture) {
   showSlots(card, stats);
   showTrends(known, stats, picture.at);
   showDurations(card, pool);
-  showFacts(card, stats, pool.budget);
+  showFacts(card, stats);
   showLeases(card, pool.leases);
   showEvents(known);
   showTotals(card, stats);
@@ -195,7 +195,8 @@ function showDurations(card, pool) {
   });
 }
 
-function showFacts(card, stats, budget) {
+function showFacts(card, stats) {
+  const { budget } = stats;
   const facts = [];
   if ("patience" in stats) {
     facts.push(["Callers leave after", stats.patience === null ? "unknown" : `about ${duration(stats.patience)}`]);
@@ -221,9 +222,9 @@ function showTotals(card, stats) {
   const rows = [];
   for (const [name, value] of Object.entries(stats)) {
     if (typeof value === "number" && !["limit", "free", "taken", "creating", "waiting", "checking", "changing", "min_free"].includes(name)) rows.push([name, value]);
-    else if (value !== null && typeof value === "object") for (const [reason, number] of Object.entries(value)) rows.push([`${name}: ${reason}`, number]);
+    else if (name !== "budget" && value !== null && typeof value === "object") for (const [reason, number] of Object.entries(value)) rows.push([`${name}: ${reason}`, number]);
   }
-  redraw(card.querySelector(".totals"), rows.filter(([name]) => !/_wait|_lease|patience|retry_after/.test(name)), ([name, number]) => {
+  redraw(card.querySelector(".totals"), rows.filter(([name]) => !/_wait$|longest_lease|patience|retry_after/.test(name)), ([name, number]) => {
     const row = element("div", undefined, { "data-total": name });
     row.append(element("dt", name.replaceAll("_", " ")), element("dd", count(number)));
     return row;
