@@ -1,5 +1,7 @@
 """Lease: the right to use one resource, from its acquire to its release."""
 
+from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from types import TracebackType
 from typing import Any, Generic
@@ -31,12 +33,23 @@ class Lease(Generic[T]):
     even if it raises. It cannot be entered twice.
     """
 
-    __slots__ = ("__weakref__", "_engine", "_holder", "_owner", "_phase", "_responding_since", "_terms", "_turn")
+    __slots__ = (
+        "__weakref__",
+        "_engine",
+        "_holder",
+        "_owner",
+        "_phase",
+        "_prepare",
+        "_responding_since",
+        "_terms",
+        "_turn",
+    )
 
     # Set when the lease begins.
     _turn: int  # which lease of its slot this is
     _owner: object  # the task, thread or request that holds it
     _responding_since: float  # set when the response of its request has begun
+    _prepare: object  # set by `prepare`
 
     def __init__(self, engine: Any, terms: Any, holder: object) -> None:
         """Prepare a lease; use `ConnectionPool.lease`."""
@@ -188,6 +201,30 @@ class Lease(Generic[T]):
             loan.has_failed = True
         if self._engine.judges and isinstance(error, Exception):
             self._engine.judge(slot, error)
+
+    async def prepare(self, prepare: object, act: Callable[[T], object]) -> None:
+        """Have the resource prepared for its request, once; if that fails, discard it. For the middleware.
+
+        Args:
+            prepare: The callable of the user, which tells one `prepare` from another.
+            act: Calls it with the resource.
+        """
+        before = getattr(self, "_prepare", None)
+        if before is not None:
+            if before != prepare:
+                msg = (
+                    f"pool {self._engine.name!r}: a request holds one lease a pool, and this one is prepared by "
+                    "another prepare already. Write the same prepare wherever the route leases from this pool"
+                )
+                raise PoolConfigError(msg)
+            return
+        self._prepare = prepare
+        try:
+            await self._engine.hooks.prepare(self.resource, act)
+        except BaseException:
+            with suppress(NotLeased):  # `prepare` has ended the lease itself
+                self.discard()
+            raise
 
     def release_cut_off(self) -> None:
         """Like `release_nowait`, for a use that was cut off, as by a client that left. For the middleware."""

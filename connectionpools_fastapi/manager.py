@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 from typing import Any, Generic
 
 from ._core.slot import T, Verdict
-from ._runtime.hooks import EXAMPLES
+from ._runtime.hooks import EXAMPLES, FOR_PREPARE
 from ._runtime.loan import Loan
 
 
@@ -96,6 +96,25 @@ class ResourceManager(ABC, Generic[T]):
         """
         return None
 
+    def prepared(self, resource: T) -> None | Awaitable[None]:
+        """Make what a `prepare` of `Leased` has set on a resource last as long as the lease.
+
+        Override it if that takes a step of its own: a commit, where a rollback would undo it.
+
+        Args:
+            resource: What the caller gets, as `prepare` has left it. An exception means that it has failed.
+        """
+
+    def refuse_prepare(self) -> str | None:
+        """Say why `Leased(prepare=...)` is refused: what it sets would be left for the next lease.
+
+        It is always a plain `def`, and must not block. A pool without `change` refuses by itself.
+
+        Returns:
+            The reason and the remedy, to follow a colon; None if `change` undoes what a lease sets.
+        """
+        return None
+
     def clean(self, resource: T) -> None | Awaitable[None]:
         """Destroy a resource; whatever happens, the pool never uses it again.
 
@@ -110,5 +129,5 @@ def hooks_of(manager: ResourceManager[T]) -> dict[str, Any]:
         name: getattr(manager, name)
         if getattr(getattr(manager, name), "__func__", None) is not getattr(ResourceManager, name)
         else None
-        for name in EXAMPLES
+        for name in (*EXAMPLES, *FOR_PREPARE)
     }

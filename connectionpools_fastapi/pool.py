@@ -472,6 +472,11 @@ class ConnectionPool(Generic[T]):
         """Whether its resources belong to the event loop that opened it, since a hook is async."""
         return self._engine.hooks.are_async
 
+    @property
+    def refuses_prepare(self) -> str | None:
+        """Why `Leased(prepare=...)` is refused, since the next lease would see what it sets; None if it is not."""
+        return self._engine.hooks.refuse_prepare()
+
     def stats(self) -> PoolStats:
         """Return a frozen snapshot of the state and all totals.
 

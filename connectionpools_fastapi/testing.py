@@ -25,7 +25,7 @@ def override_leased(app: Any, pool: ConnectionPool[Any] | str, provide: Callable
         Nothing; the override ends with the block.
     """
     names = {pool, pool if isinstance(pool, str) else pool.name}
-    used = {provider for _, _, found in providers_of(app) for provider, _, _ in found if provider.kind == "Leased"}
+    used = {use.provider for _, _, found in providers_of(app) for use in found if use.provider.kind == "Leased"}
     keys = {provider for provider in used if provider[1] in names} | {LeaseUntilResponse(name) for name in names}
     before = {key: app.dependency_overrides[key] for key in keys if key in app.dependency_overrides}
     app.dependency_overrides.update(dict.fromkeys(keys, provide))

@@ -1,9 +1,9 @@
 """Leased and Pooled: how endpoints declare that they need a resource or a pool, and the dependencies behind them."""
 
-from collections.abc import AsyncIterator
-from typing import Any, ClassVar, Literal, Self, TypedDict, TypeVar, overload
+from collections.abc import AsyncIterator, Callable
+from typing import Any, ClassVar, Concatenate, Literal, Self, TypedDict, TypeVar, overload
 
-from fastapi import Depends
+from fastapi import Depends, params
 from starlette.requests import HTTPConnection
 
 from .._core.policy import DEFAULT, Default
@@ -15,6 +15,7 @@ from ..stats import Observable
 from .exchange import Exchange
 from .hang_up import HangUpScope
 from .pools import Scope, find_pool, only_observed
+from .prepared import PreparedLease
 from .request import SCOPE_KEY, RequestLeases, runs_in_loop
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ class LeaseOptions(TypedDict, total=False):
     timeout: float | None
     priority: Priority
     on_disconnect: OnDisconnect | None
+    prepare: Callable[..., object] | None
 
 
 @overload
@@ -39,6 +41,7 @@ def Leased(
     timeout: float | None | Default = DEFAULT,
     priority: Priority = "normal",
     on_disconnect: OnDisconnect | None = None,
+    prepare: Callable[Concatenate[T, ...], object] | None = None,
 ) -> T: ...
 
 
@@ -50,6 +53,7 @@ def Leased(
     timeout: float | None | Default = DEFAULT,
     priority: Priority = "normal",
     on_disconnect: OnDisconnect | None = None,
+    prepare: Callable[..., object] | None = None,
 ) -> Any: ...
 
 
@@ -60,6 +64,7 @@ def Leased(  # noqa: N802 - as Depends
     timeout: float | None | Default = DEFAULT,
     priority: Priority = "normal",
     on_disconnect: OnDisconnect | None = None,
+    prepare: Callable[..., object] | None = None,
 ) -> Any:
     """Declare that an endpoint or dependency needs a leased resource.
 
@@ -82,13 +87,29 @@ def Leased(  # noqa: N802 - as Depends
             from 50 ms on, and at most four cancels of an event loop are under way at once, since each may open a
             connection. None: the endpoint runs to its end. A `def` endpoint always does; a streaming response
             ends by itself when its client hangs up. Needs PoolMiddleware, and another scope than "request".
+        prepare: Prepares the resource for the request, as `async def set_tenant(conn, tenant: Annotated[str,
+            Depends(current_tenant)])` does. It takes the resource, and what else it needs as a dependency does;
+            FastAPI solves that before it leases. It has `hook_timeout` seconds, and a `def` runs where a `def` hook
+            does. If it fails, the resource is destroyed and the request gets the exception. The pool's `change` has to
+            undo what it sets: a pool that does not is refused at start-up, and so are two `prepare` in one route.
 
     Returns:
         A FastAPI dependency, typed as the resource that it provides.
 
     Raises:
-        PoolConfigError: If `pool`, `scope`, `timeout`, `priority` or `on_disconnect` is none of these.
+        PoolConfigError: If `pool`, `scope`, `timeout`, `priority`, `on_disconnect` or `prepare` is none of these.
     """
+    lease = _leased(pool, scope, timeout, priority, on_disconnect)
+    return lease if prepare is None else Depends(PreparedLease(lease, prepare), scope=lease.scope)
+
+
+def _leased(
+    pool: ConnectionPool[Any] | str,
+    scope: LeaseScope | None,
+    timeout: float | None | Default,
+    priority: Priority,
+    on_disconnect: OnDisconnect | None,
+) -> params.Depends:
     _check_target("Leased", pool)
     terms = terms_of(pool if isinstance(pool, str) else pool.name, timeout, priority)
     if on_disconnect not in (None, "cancel"):
@@ -100,12 +121,12 @@ def Leased(  # noqa: N802 - as Depends
     if scope is None:
         kind = LeaseUntilResponse if on_disconnect is None else LeaseWhileConnected
         # FastAPI would else work out this scope anew for each request.
-        return Depends(kind(pool, terms, on_disconnect), scope="request")
+        return params.Depends(kind(pool, terms, on_disconnect), scope="request")
     if scope not in ("function", "request"):
         msg = f'Leased: scope={scope!r} is unknown; write scope="function", scope="request" or leave it out'
         raise PoolConfigError(msg)
     # Each dependency needs its own exit, even if another `Leased` of this pool came first.
-    return Depends(LeaseUntilExit(pool, terms, on_disconnect), use_cache=False, scope=scope)
+    return params.Depends(LeaseUntilExit(pool, terms, on_disconnect), use_cache=False, scope=scope)
 
 
 @overload

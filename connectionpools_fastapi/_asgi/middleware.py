@@ -17,7 +17,7 @@ from .endpoints import Details, Endpoints
 from .exchange import Exchange
 from .refusals import Refusals
 from .request import SCOPE_KEY
-from .startup_checks import check_dependencies, hidden_routes
+from .startup_checks import check_dependencies, check_prepared, hidden_routes
 
 
 class PoolMiddleware:
@@ -117,7 +117,7 @@ class PoolMiddleware:
                 failed = message
                 return
             if message["type"] == "lifespan.startup.complete":
-                self._check_wiring(scope)
+                await self._check_wiring(scope)
                 await self._endpoints.join_workers(scope)
             elif message["type"].startswith("lifespan.shutdown"):
                 self._endpoints.leave_workers()
@@ -135,9 +135,9 @@ class PoolMiddleware:
             if failed is not None:
                 await send(failed)
 
-    def _check_wiring(self, scope: Scope) -> None:
+    async def _check_wiring(self, scope: Scope) -> None:
         app = scope.get("app", self.app)
-        check_dependencies(app, scope)
+        await check_prepared(check_dependencies(app, scope))
         for path in hidden_routes(app, self._endpoints.paths(scope)):
             logger.warning(
                 "the application's own route %s is hidden: pass another prefix=... than %r",

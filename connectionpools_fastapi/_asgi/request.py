@@ -123,6 +123,12 @@ class RequestLeases:
         except NotLeased:  # the application has discarded or detached it
             pass
 
+    async def prepare(self, pool: ConnectionPool[T], prepare: object, act: Callable[[T], object]) -> None:
+        """Have this request's lease of a pool prepared; if the lease is overridden, there is nothing to prepare."""
+        lease: Lease[T] | None = self._leases.get(pool)
+        if lease is not None:
+            await lease.prepare(prepare, act)
+
     def was_left(self, error: BaseException | None) -> bool:
         """Whether the client has gone away during the response; without the middleware, only the error tells."""
         return error is not None and only(ClientDisconnect, error) is not None

@@ -6,31 +6,51 @@ then the same error comes with the first request.
 
 import inspect
 from collections.abc import Collection, Iterator
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from starlette.routing import Host, Mount, WebSocketRoute
 
-from ..errors import PoolConfigError
+from ..errors import PoolConfigError, PoolError
 from ..pool import ConnectionPool
 from .dependencies import LeaseUntilResponse, Provider
 from .pools import Scope
+from .prepared import PreparedLease
 from .request import runs_in_loop
 
+# How long to wait for the connection that shows whether its settings last, in seconds.
+CONNECT_WITHIN = 5.0
 
-def check_dependencies(app: Any, scope: Scope) -> None:
+
+class Use(NamedTuple):
+    """Where a route uses a provider."""
+
+    provider: Provider
+    user: Any  # the call that gets what it provides
+    outlives: Any  # the dependency on the way to it that FastAPI leaves after the response, if any
+    prepare: Any = None
+    precedes: bool = False  # whether a `prepare` asks for it, which comes after it
+
+
+def check_dependencies(app: Any, scope: Scope) -> dict[ConnectionPool[Any], str]:
     """Check that each route finds its pools.
 
     Args:
         app: The application.
         scope: The lifespan's scope, whose state has the pools that were opened.
 
+    Returns:
+        The pools whose leases a route prepares, each with the path of one, for `check_prepared`.
+
     Raises:
         PoolConfigError: If a pool that a route asks for does not exist or is not open, or a
             dependency with yield outlives its lease.
     """
+    prepared: dict[ConnectionPool[Any], str] = {}
     for path, endpoint, used in providers_of(app):
         options: dict[str, str] = {}
-        for provider, user, outlives in used:
+        prepares: dict[str, Any] = {}
+        for provider, user, outlives, prepare, precedes in used:
             if provider.kind != "Leased":
                 _find(path, provider, scope)
                 continue
@@ -47,6 +67,29 @@ def check_dependencies(app: Any, scope: Scope) -> None:
                 raise _useless(path, endpoint, pool.name)
             if options.setdefault(pool.name, provider.options) != provider.options:
                 raise _conflict(path, pool.name, options[pool.name], provider.options)
+            if not precedes and prepares.setdefault(pool.name, prepare) != prepare:
+                raise _two_prepares(path, pool.name, prepares[pool.name], prepare)
+            if prepare is not None:
+                prepared[pool] = path
+    return prepared
+
+
+async def check_prepared(pools: dict[ConnectionPool[Any], str]) -> None:
+    """Check that what a route sets on a resource ends with its lease.
+
+    It connects, since only a connection shows whether there is a pooler between. A back-end that cannot be reached now
+    is asked again before the first request is prepared.
+
+    Raises:
+        PoolConfigError: If the settings of one request would be seen by the next.
+    """
+    for pool, path in pools.items():
+        with suppress(PoolError):
+            async with pool.lease(timeout=CONNECT_WITHIN, holder="start-up"):
+                pass
+        if (reason := pool.refuses_prepare) is not None:
+            msg = f"Leased at {path}: pool {pool.name!r} is leased with prepare, which is refused: {reason}"
+            raise PoolConfigError(msg)
 
 
 def _find(path: str, provider: Provider, scope: Scope) -> ConnectionPool[Any]:
@@ -82,6 +125,14 @@ def _conflict(path: str, pool: str, *options: str) -> PoolConfigError:
     )
 
 
+def _two_prepares(path: str, pool: str, *prepares: Any) -> PoolConfigError:
+    said = " and ".join("no prepare" if each is None else f"prepare={_name(each)}" for each in prepares)
+    return PoolConfigError(
+        f"Leased at {path}: the route leases from pool {pool!r} with {said}, but a request holds one lease a pool, "
+        "which is prepared once. Wherever this route leases from it, write the same prepare"
+    )
+
+
 def _name(call: Any) -> str:
     return str(getattr(call, "__name__", type(call).__name__))
 
@@ -100,25 +151,26 @@ def hidden_routes(app: Any, paths: Collection[str]) -> list[str]:
     return sorted({path for path in found if path in paths or path.removesuffix("/") in paths})
 
 
-def providers_of(app: Any) -> Iterator[tuple[str, Any, list[tuple[Provider, Any, Any]]]]:
-    """Yield each route that uses providers, as its path, its endpoint and its providers.
-
-    Each provider comes with the call that uses it, and with the dependency on the way to it that
-    FastAPI leaves after the response, if any.
-    """
+def providers_of(app: Any) -> Iterator[tuple[str, Any, list[Use]]]:
+    """Yield each route that uses providers, as its path, its endpoint and its uses."""
     for path, route, overrides in _routes(app):
-        found: list[tuple[Provider, Any, Any]] = []
+        found: list[Use] = []
         root = getattr(route, "dependant", None)
-        dependants: list[tuple[Any, Any]] = [(root, None)]
+        dependants: list[tuple[Any, Any, Any, bool]] = [(root, getattr(root, "call", None), None, False)]
         while dependants:
-            dependant, outlives = dependants.pop()
+            dependant, user, outlives, precedes = dependants.pop()
+            by = dependant.call if isinstance(getattr(dependant, "call", None), PreparedLease) else None
             for inner in getattr(dependant, "dependencies", ()):
                 if inner.call in overrides:
                     continue
+                is_prepared = by is not None and inner.call == by.lease
+                comes_first = precedes or (by is not None and not is_prepared)
                 if isinstance(inner.call, Provider):
-                    found.append((inner.call, dependant.call, outlives))
+                    prepare = by.prepare if by is not None and is_prepared else None
+                    found.append(Use(inner.call, user, outlives, prepare, comes_first))
                 goes_on = _yields(inner.call) and getattr(inner, "scope", None) != "function"
-                dependants.append((inner, inner.call if goes_on else outlives))
+                used_by = user if isinstance(inner.call, PreparedLease) else inner.call
+                dependants.append((inner, used_by, inner.call if goes_on else outlives, comes_first))
         if found:
             yield path, getattr(root, "call", None), found
 

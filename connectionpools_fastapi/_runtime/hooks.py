@@ -11,11 +11,13 @@ from typing import Any, Generic
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+from anyio.lowlevel import RunVar
 
 from .._core.policy import Policy
 from .._core.slot import T, Verdict
 from ..errors import HookTimeout, PoolConfigError, own
 from .callables import is_async, misfit, yields
+from .current import current_loop
 from .hook_context import HOOK_CONTEXT
 from .loan import Loan
 from .loop import Loop, TimedBlock, TimeLimit
@@ -31,6 +33,8 @@ Broken = Callable[[T, Exception], Verdict | None]
 
 # Threads that hooks may occupy at once, beyond FastAPI's own 40 for sync endpoints.
 MOST_THREADS = 40
+# The limiter of a `prepare` that runs on a thread: one for each loop whose tasks lease, which need not be the pool's.
+_THREADS = RunVar[anyio.CapacityLimiter]("connectionpools_fastapi_prepare_threads")
 
 EXAMPLES = {
     "create": "create=lambda: connect(...)",
@@ -41,6 +45,8 @@ EXAMPLES = {
     "lend": "lend=lambda conn, loan: Guarded(conn, loan)",
     "broken": 'broken=lambda conn, error: "discard" if isinstance(error, OSError) else "keep"',
 }
+# Hooks that only managers have, around the `prepare` of a request.
+FOR_PREPARE = ("prepared", "refuse_prepare")
 # The arguments of each hook, as a message names them.
 ARGUMENTS = {
     "create": (),
@@ -72,6 +78,8 @@ class Hooks(Generic[T]):
         clean: Act[T] | None,
         lend: Lend[T] | None = None,
         broken: Broken[T] | None = None,
+        prepared: Act[T] | None = None,
+        refuse_prepare: Callable[[], str | None] | None = None,
         blocking: bool,
     ) -> None:
         self._policy = policy
@@ -87,6 +95,8 @@ class Hooks(Generic[T]):
         for name, hook in self._hooks.items():
             if hook is not None:
                 self._validate(name, hook)
+        self._hooks["prepared"] = prepared
+        self._refuse_prepare = refuse_prepare
         self._async = {name for name, hook in self._hooks.items() if hook is not None and is_async(hook)}
         self._check_plain()
         self._blocking = blocking
@@ -249,6 +259,42 @@ class Hooks(Generic[T]):
         result = HOOK_CONTEXT.copy().run(self._hook("change"), resource)  # as in a task of the pool's own
         return partial(self._call, "change", lambda: result) if inspect.isawaitable(result) else None
 
+    def refuse_prepare(self) -> str | None:
+        """Say why a request may not prepare what it leases; None if it may."""
+        if not self.has_change:
+            return "there is no change, which would undo what prepare sets before the next lease. Write change=..."
+        return None if self._refuse_prepare is None else self._refuse_prepare()
+
+    async def prepare(self, lent: T, act: Act[T]) -> None:
+        """Call the `prepare` of a request, in the caller's task, on what the caller gets; raises what it raises.
+
+        Raises:
+            PoolConfigError: If what it sets would be left for the next lease.
+            HookTimeout: If it takes longer than `hook_timeout`.
+        """
+        if (reason := self.refuse_prepare()) is not None:
+            msg = f"pool {self._policy.name!r}: prepare is refused: {reason}"
+            raise PoolConfigError(msg)
+        loop = current_loop()
+        assert loop is not None  # noqa: S101 - a task runs this
+        with loop.time_limit(self._policy.hook_timeout)():  # the caller's loop may be another than the pool's
+            await self._act(act, lent)
+            if self._hooks["prepared"] is not None:
+                await self._act(self._hooks["prepared"], lent)
+            return
+        msg = f"pool {self._policy.name!r}: prepare took longer than hook_timeout={self._policy.hook_timeout:g} s"
+        raise HookTimeout(msg)
+
+    async def _act(self, act: Act[T], lent: T) -> None:
+        if self._blocking and not self.are_async and not is_async(act):
+            limiter = _THREADS.get(None) or anyio.CapacityLimiter(MOST_THREADS)
+            _THREADS.set(limiter)
+            result = await self._run_on_thread(partial(act, lent), limiter)
+        else:
+            result = act(lent)
+        if inspect.isawaitable(result):
+            await result
+
     async def clean(self, resource: T) -> None:
         """Destroy a resource; raises what the hook raises."""
         if self._hooks["clean"] is not None:
@@ -306,7 +352,9 @@ class Hooks(Generic[T]):
 
     async def _run(self, name: str, hook: Callable[[], Any], block: TimedBlock) -> Any:
         if self._on_thread(name):
-            result = await self._wait_for(name, lambda: self._run_on_thread(hook), block, is_on_thread=True)
+            result = await self._wait_for(
+                name, lambda: self._run_on_thread(hook, self._threads()), block, is_on_thread=True
+            )
         else:
             result = hook()
         if inspect.isawaitable(result):
@@ -318,7 +366,7 @@ class Hooks(Generic[T]):
             result = await self._wait_for(name, lambda: made, block)
         return result
 
-    async def _run_on_thread(self, hook: Callable[[], Any]) -> Any:
+    async def _run_on_thread(self, hook: Callable[[], Any], limiter: anyio.CapacityLimiter) -> Any:
         has_begun = False
 
         def run() -> tuple[Any]:  # a tuple, since trio raises if a thread returns a coroutine
@@ -327,7 +375,7 @@ class Hooks(Generic[T]):
             return (hook(),)
 
         try:
-            (result,) = await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._threads())
+            (result,) = await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=limiter)
         except RuntimeError:
             if has_begun:
                 raise

@@ -24,7 +24,7 @@ from ._mysql_connection import (
     Leasable,
     NoTlsError,
 )
-from ._options import Reset, check_address, check_reset, current
+from ._options import Reset, check_address, check_reset, current, refuse_prepare
 from ._socket import has_news
 
 Url = str | Callable[[], str | Awaitable[str]]
@@ -256,6 +256,14 @@ class MysqlManager(ResourceManager[T]):
             raise own(
                 PoolError("a lease has chosen a database, and the connection began with none; name one in the URL")
             )
+
+    def refuse_prepare(self) -> str | None:
+        """Say why a request may not prepare its connection.
+
+        Returns:
+            The reason, if a reset does not undo settings: with `reset="transaction"`.
+        """
+        return refuse_prepare(resets_session=self._resets_session)
 
     async def clean(self, resource: T) -> None:
         """Close a connection; a query that still runs is ended at the server, within two seconds.

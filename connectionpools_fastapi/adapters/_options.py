@@ -31,6 +31,30 @@ def check_reset(manager: str, reset: object) -> None:
         raise PoolConfigError(f"{manager}: reset must be 'session' or 'transaction'; got {reset!r}")
 
 
+def refuse_prepare(*, resets_session: bool, shares_sessions: bool | None = False) -> str | None:
+    """Say why what a `prepare` sets would be left for the next lease.
+
+    Args:
+        resets_session: Whether the manager resets the whole session.
+        shares_sessions: Whether a pooler lends one session to several connections in turn.
+
+    Returns:
+        The reason and the remedy; None if a reset undoes it.
+    """
+    if shares_sessions:
+        return (
+            "a pooler in transaction or statement mode, such as PgBouncer, would run the next request in a session "
+            "that keeps the setting. Let it work in session mode, or leave prepare out and write SET LOCAL in each "
+            "transaction: see docs/pgbouncer.md"
+        )
+    if not resets_session:
+        return (
+            "the manager's reset='transaction' keeps settings, so that the next request would see those of the last "
+            "one. Write reset='session'"
+        )
+    return None
+
+
 async def current(source: T | Callable[[], T | Awaitable[T]]) -> Any:
     """Return the address to connect to now: itself, or the result of a callable, plain or async."""
     return await awaited(source() if callable(source) else source)

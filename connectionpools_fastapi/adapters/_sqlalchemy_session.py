@@ -85,8 +85,9 @@ def LeasedSession(  # noqa: N802 - as Leased
             `sessionmaker(...)`. By default it is `class_`.
         class_: The class of the session, as `sqlmodel.Session`; by default AsyncSession or Session.
             Its objects stay as they are after the commit (`expire_on_commit=False`).
-        **options: `timeout`, `priority` and `on_disconnect` of the lease, as `Leased` takes them. A client that hangs
-            up during the commit cancels it too, and it may have happened.
+        **options: `timeout`, `priority`, `on_disconnect` and `prepare` of the lease, as `Leased` takes them;
+            `prepare` gets the connection, before it has a session. A client that hangs up during the commit cancels it
+            too, and it may have happened.
 
     Returns:
         A FastAPI dependency.

@@ -3,7 +3,8 @@
 # ruff: noqa: SLF001 - stands for a connection of SQLAlchemy, with its private members
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
+from threading import Thread
 from typing import Any, NoReturn, cast
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine
@@ -14,8 +15,8 @@ from connectionpools_fastapi import Loan, Verdict
 
 from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager
-from ._options import Reset, check_reset
-from ._postgres import verdict
+from ._options import Reset, check_reset, refuse_prepare
+from ._postgres import BACKEND_PID, LOOK_WITHIN, ROUNDS, shares_sessions, verdict, warn_of_shared_sessions
 from ._socket import has_news
 from ._sqlalchemy_address import read
 from ._sqlalchemy_connection import NOT_OF_CONNECTION, LentConnection, LentFairy
@@ -78,7 +79,10 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         make = self._given if isinstance(source, Engine) else self._made
         self.engine: Engine = make(source, options)  # type: ignore[arg-type] # as just seen
         dialect = self.engine.dialect
-        is_known = self._sqlite is not None or (dialect.name == "postgresql" and dialect.driver in OF_POSTGRES)
+        is_postgres = dialect.name == "postgresql" and dialect.driver in OF_POSTGRES
+        # Whether a pooler lends the sessions of the server; of PostgreSQL it is not known before the first connection.
+        self._shares_sessions: bool | None = None if is_postgres else False
+        is_known = self._sqlite is not None or is_postgres
         if reset == "session" and not is_known:
             by_url = ", or the URL instead of the engine" if dialect.name == "sqlite" else ""
             raise _mistake(
@@ -145,7 +149,28 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         connection.remember()
         if self._sqlite is not None:
             connection.driven.changes.clear()  # what SQLAlchemy has set up stays
+        elif self._shares_sessions is None:
+            self._look_for_pooler(connection.driven)
         return connection
+
+    def _look_for_pooler(self, driven: Any) -> None:
+        """Warn if a pooler gives each transaction another session of the server."""
+        shares = False
+        with suppress(Exception):  # a failure here must not prevent the connection
+            if _backend_pid(driven) != driven.info.backend_pid:
+                mine, others = [_backend_pid(driven) for _ in range(ROUNDS)], list[int]()
+                # In session mode the pooler may have no session left, and let the second connection wait.
+                asking = Thread(target=self._ask_another, args=(others,), daemon=True)
+                asking.start()
+                asking.join(LOOK_WITHIN)
+                shares = bool(others) and shares_sessions(mine, others)
+        if shares and not self._shares_sessions:
+            warn_of_shared_sessions(NAME, "reset='transaction', no prepared statements")
+        self._shares_sessions = shares or bool(self._shares_sessions)
+
+    def _ask_another(self, pids: list[int]) -> None:
+        with suppress(Exception), closing(self.engine.raw_connection()) as other:
+            pids.extend(_backend_pid(other.dbapi_connection) for _ in range(ROUNDS))
 
     def check(self, resource: Connection) -> bool:
         """Check whether a connection works.
@@ -256,6 +281,24 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         if dialect.driver == "psycopg":
             forget_prepared(driven)
 
+    def prepared(self, resource: Connection) -> None:
+        """Commit what a `prepare` has set, which a rollback would undo.
+
+        Args:
+            resource: The connection.
+        """
+        resource.commit()
+
+    def refuse_prepare(self) -> str | None:
+        """Say why a request may not prepare its connection.
+
+        Returns:
+            The reason, if a reset does not undo settings: with `reset="transaction"`, and behind a pooler in
+            transaction mode.
+        """
+        resets = self._reset != "transaction"
+        return refuse_prepare(resets_session=resets, shares_sessions=self._shares_sessions)
+
     def clean(self, resource: Connection) -> None:
         """Close a connection.
 
@@ -272,6 +315,15 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
                 connection.close()
             with suppress(Exception):  # it is closed already, unless a lease has detached it
                 connection.driven.close()
+
+
+def _backend_pid(driven: Any) -> int:
+    cursor = driven.cursor()
+    cursor.execute(BACKEND_PID)
+    (pid,) = cursor.fetchone()
+    cursor.close()
+    driven.rollback()
+    return int(pid)
 
 
 class PooledConnection(Connection):

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 from connectionpools_fastapi import Verdict
 
 from ..errors import PoolConfigError, PoolError, own
-from ._options import Reset, check_reset
+from ._options import Reset, check_reset, refuse_prepare
 from ._sqlite_lent import Session
 
 Location = str | os.PathLike[str]
@@ -220,6 +220,10 @@ class Database:
         finally:
             lock.release()
         return is_loss
+
+    def refuse_prepare(self) -> str | None:
+        """Say why a request may not prepare its connection."""
+        return refuse_prepare(resets_session=self._watches)
 
     def close(self, conn: Session) -> None:
         """Close a connection: interrupt the thread that still uses it, or else wait for it in the background."""

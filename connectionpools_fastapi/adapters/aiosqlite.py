@@ -345,6 +345,14 @@ class AiosqliteManager(ResourceManager[aiosqlite.Connection]):
         if is_loss and loan is not None and not loan.has_failed:
             loan.warn(connection.lost)
 
+    def refuse_prepare(self) -> str | None:
+        """Say why a request may not prepare its connection.
+
+        Returns:
+            The reason, if a reset does not undo settings: with `reset="transaction"`.
+        """
+        return self._database.refuse_prepare()
+
     async def clean(self, resource: aiosqlite.Connection) -> None:
         """Close a connection; a statement that still runs on it is interrupted.
 

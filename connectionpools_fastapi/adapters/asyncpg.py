@@ -13,7 +13,7 @@ from connectionpools_fastapi import Loan, Verdict
 from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
-from ._options import Reset, check_reset, current
+from ._options import Reset, check_reset, current, refuse_prepare
 from ._postgres import (
     BACKEND_PID,
     LOOK_WITHIN,
@@ -153,8 +153,7 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         self._options = {"timeout": CONNECT_WITHIN, **options}
         self._options["connection_class"] = leasable(kind)
         self._connections: WeakSet[Leasable] = WeakSet()
-        self._has_looked_for_pooler = False
-        self._shares_sessions = False
+        self._shares_sessions: bool | None = None  # not known before the first connection
         self._may_retire_at = 0.0
 
     async def create(self) -> asyncpg.Connection:
@@ -177,8 +176,7 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         try:
             if not issubclass(type(connection), Leasable):  # asyncpg takes any connection for an instance
                 raise mistake("what `connect` returns is not of its connection_class. Pass that on to asyncpg.connect")
-            if not self._has_looked_for_pooler:
-                self._has_looked_for_pooler = True
+            if self._shares_sessions is None:
                 await self._look_for_pooler(connection, dsn)
             if self._init is not None:
                 await self._init(connection)
@@ -308,22 +306,32 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
 
     async def _look_for_pooler(self, connection: Any, dsn: str | None) -> None:
         """Warn if a pooler gives each transaction another session of the server."""
+        shares = False
         with suppress(Exception):  # a failure here must not prevent the connection
             pid = connection.get_server_pid()
             if (
                 await connection._protocol.query(f"SELECT WHERE ({BACKEND_PID}) OPERATOR(pg_catalog.<>) {pid}", None)
-                == NONE_FOUND
+                != NONE_FOUND
             ):
-                return
-            async with asyncio.timeout(LOOK_WITHIN):
-                other = await connect_by(self._connect or asyncpg.connect, dsn, self._options)
-                try:
-                    pids = [(await _backend_pid(connection), await _backend_pid(other)) for _ in range(ROUNDS)]
-                finally:
-                    other.terminate()
-            self._shares_sessions = shares_sessions(*zip(*pids, strict=True))
-        if self._shares_sessions:
+                async with asyncio.timeout(LOOK_WITHIN):
+                    other = await connect_by(self._connect or asyncpg.connect, dsn, self._options)
+                    try:
+                        pids = [(await _backend_pid(connection), await _backend_pid(other)) for _ in range(ROUNDS)]
+                    finally:
+                        other.terminate()
+                shares = shares_sessions(*zip(*pids, strict=True))
+        if shares and not self._shares_sessions:
             warn_of_shared_sessions("AsyncpgManager", POOLED_OPTIONS)
+        self._shares_sessions = shares or bool(self._shares_sessions)
+
+    def refuse_prepare(self) -> str | None:
+        """Say why a request may not prepare its connection.
+
+        Returns:
+            The reason, if a reset does not undo settings: with `reset="transaction"`, and behind a pooler in
+            transaction mode.
+        """
+        return refuse_prepare(resets_session=self._resets_session, shares_sessions=self._shares_sessions)
 
     async def clean(self, resource: asyncpg.Connection) -> None:
         """Close a connection, by force after two seconds.

@@ -8,7 +8,7 @@ from typing import Any
 from connectionpools_fastapi import Loan, Verdict
 from connectionpools_fastapi.manager import ResourceManager
 
-from ._options import Reset, check_reset, current
+from ._options import Reset, check_reset, current, refuse_prepare
 from ._postgres import LOOK_WITHIN, ROUNDS, shares_sessions, warn_of_shared_sessions
 from ._readiness import readiness_of
 from ._socket import has_news
@@ -109,7 +109,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         self._dsn = dsn
         self._reset: Reset = reset
         self._init = init
-        self._has_looked_for_pooler = False
+        self._shares_sessions: bool | None = None  # not known before the first connection
         self._refusals = Refusals()
 
     async def create(self) -> AsyncConnection[Any]:
@@ -132,8 +132,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         try:
             connection.tasks.readiness = readiness_of(loop)
             connection.wire.refusals = refusals
-            if not self._has_looked_for_pooler:
-                self._has_looked_for_pooler = True
+            if self._shares_sessions is None:
                 await self._look_for_pooler(connection)
             if self._init is not None:
                 await self._init(connection)
@@ -161,20 +160,20 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         """Warn if a pooler gives each transaction another session of the server."""
         shares = False
         with suppress(Exception):  # a failure here must not prevent the connection
-            if await connection.run(backend(connection)) == connection.pgconn.backend_pid:
-                return
-            async with asyncio.timeout(LOOK_WITHIN):
-                other = await self._connect()
-                try:
-                    pids = [
-                        (await connection.run(backend(connection)), await other.run(backend(other)))
-                        for _ in range(ROUNDS)
-                    ]
-                finally:
-                    await other.close()
-            shares = shares_sessions(*zip(*pids, strict=True))
-        if shares:
+            if await connection.run(backend(connection)) != connection.pgconn.backend_pid:
+                async with asyncio.timeout(LOOK_WITHIN):
+                    other = await self._connect()
+                    try:
+                        pids = [
+                            (await connection.run(backend(connection)), await other.run(backend(other)))
+                            for _ in range(ROUNDS)
+                        ]
+                    finally:
+                        await other.close()
+                shares = shares_sessions(*zip(*pids, strict=True))
+        if shares and not self._shares_sessions:
             warn_of_shared_sessions("PsycopgManager", POOLED_OPTIONS)
+        self._shares_sessions = shares or bool(self._shares_sessions)
 
     async def check(self, resource: AsyncConnection[Any]) -> bool:
         """Send the server an empty query, unless the driver knows that the connection cannot be used.
@@ -246,6 +245,23 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         """
         assert isinstance(resource, Connection)  # noqa: S101 - as above
         return self._refusals.judge(resource.wire, error)
+
+    async def prepared(self, resource: AsyncConnection[Any]) -> None:
+        """Commit what a `prepare` has set, which a rollback would undo.
+
+        Args:
+            resource: The connection.
+        """
+        await resource.commit()
+
+    def refuse_prepare(self) -> str | None:
+        """Say why a request may not prepare its connection.
+
+        Returns:
+            The reason, if a reset does not undo settings: with `reset="transaction"`, and behind a pooler in
+            transaction mode.
+        """
+        return refuse_prepare(resets_session=self._reset == "session", shares_sessions=self._shares_sessions)
 
     async def clean(self, resource: AsyncConnection[Any]) -> None:
         """Close a connection; a query that still runs is cancelled, within a second.

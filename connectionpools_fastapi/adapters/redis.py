@@ -11,7 +11,7 @@ from connectionpools_fastapi import Loan
 
 from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager
-from ._options import Reset, check_address, check_reset, current
+from ._options import Reset, check_address, check_reset, current, refuse_prepare
 from ._redis_session import NEW, Traces, Transaction
 from ._socket import has_news
 
@@ -228,6 +228,14 @@ class RedisManager(ResourceManager[Redis]):
         if wire.session.transaction is not Transaction.NONE:
             return _reset(wire) if self._reset == "session" else _end_transaction(wire)
         return None
+
+    def refuse_prepare(self) -> str | None:
+        """Say why a request may not prepare its connection.
+
+        Returns:
+            The reason, if a reset does not undo settings: with `reset="transaction"`.
+        """
+        return refuse_prepare(resets_session=self._reset == "session")
 
     async def clean(self, resource: Redis) -> None:
         """Close the connection for good, within a second, even if an object still uses it.

@@ -8,7 +8,7 @@ from connectionpools_fastapi import Loan, Verdict
 
 from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager
-from ._options import Reset, awaited, check_reset, current
+from ._options import Reset, awaited, check_reset, current, refuse_prepare
 
 try:
     from sqlalchemy import Engine, NullPool, __version__
@@ -232,6 +232,26 @@ class SqlalchemyManager(ResourceManager[AsyncConnection]):
         await connection.restore()
         if loan is not None:
             loan.warn(LOST)
+
+    async def prepared(self, resource: AsyncConnection) -> None:
+        """Commit what a `prepare` has set, which a rollback would undo.
+
+        Args:
+            resource: The connection.
+        """
+        await resource.commit()
+
+    def refuse_prepare(self) -> str | None:
+        """Say why a request may not prepare its connection.
+
+        Returns:
+            The reason, if a reset does not undo settings: as the driver's manager.
+        """
+        if isinstance(self._source, ResourceManager):
+            return self._source.refuse_prepare()
+        if self._url is None:  # there is no driver's manager yet
+            return refuse_prepare(resets_session=self._reset == "session")
+        return self._driver.refuse_prepare()
 
     async def clean(self, resource: AsyncConnection) -> None:
         """Close a connection, by its driver's manager.

@@ -161,6 +161,14 @@ class SqliteManager(ResourceManager[sqlite3.Connection]):
         if self._database.reset(session) and loan is not None and not loan.has_failed:
             loan.warn("rows that were not committed were rolled back; end with `conn.commit()`, or use `with conn:`")
 
+    def refuse_prepare(self) -> str | None:
+        """Say why a request may not prepare its connection.
+
+        Returns:
+            The reason, if a reset does not undo settings: with `reset="transaction"`.
+        """
+        return self._database.refuse_prepare()
+
     def clean(self, resource: sqlite3.Connection) -> None:
         """Close a connection; a statement that still runs on it is interrupted.
 

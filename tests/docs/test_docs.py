@@ -22,6 +22,7 @@ RUN_ELSEWHERE = {
     "recipes.md": "docs/test_recipes.py",
     "pgbouncer.md": "adapters/test_pgbouncer.py",
     "tutorial.md": "docs/test_tutorial.py",
+    "tenants.md": "docs/test_tenants.py",
     "from-get-db.md": "docs/test_from_get_db.py",
 }
 # Nothing is there: pools on these pages are made and not opened.
