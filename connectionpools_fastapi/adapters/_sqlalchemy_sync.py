@@ -3,8 +3,7 @@
 # ruff: noqa: SLF001 - stands for a connection of SQLAlchemy, with its private members
 
 from collections.abc import Callable
-from contextlib import closing, suppress
-from threading import Thread
+from contextlib import suppress
 from typing import Any, NoReturn, cast
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine
@@ -16,17 +15,16 @@ from connectionpools_fastapi import Loan, Verdict
 from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager
 from ._options import Reset, check_reset, refuse_prepare
-from ._postgres import BACKEND_PID, LOOK_WITHIN, ROUNDS, shares_sessions, verdict, warn_of_shared_sessions
-from ._socket import has_news
 from ._sqlalchemy_address import read
 from ._sqlalchemy_connection import NOT_OF_CONNECTION, LentConnection, LentFairy
+from ._sqlalchemy_drivers import driver_of
 from .sqlite import SqliteManager
 
 NAME = "SyncSqlalchemyManager"
+# What to install for modules that have another name than their package.
+PACKAGES = {"MySQLdb": "mysqlclient, or write mysql+pymysql://", "psycopg": "'psycopg[binary]'"}
 # Options that SQLAlchemy's dialect adds for SQLite, but SqliteManager sets itself.
 OF_SQLITE = frozenset({"check_same_thread", "uri"})
-# Drivers of PostgreSQL whose state survives DISCARD ALL; others may go on using statements that it drops.
-OF_POSTGRES = frozenset({"psycopg", "psycopg2"})
 
 
 class SyncSqlalchemyManager(ResourceManager[Connection]):
@@ -44,6 +42,8 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
     Each `reset` rolls back an open transaction. "session" resets the rest too:
 
     - PostgreSQL by psycopg or psycopg2: by DISCARD ALL, in one more round trip.
+    - MySQL and MariaDB by PyMySQL: by COM_RESET_CONNECTION, in one more round trip, and one for
+      `init_command`. Rows of an SSCursor that were not read cost the connection.
     - SQLite, by URL: as `SqliteManager`, which also connects, checks and closes.
     - Other databases: a function of yours, `reset=function`.
 
@@ -79,10 +79,8 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         make = self._given if isinstance(source, Engine) else self._made
         self.engine: Engine = make(source, options)  # type: ignore[arg-type] # as just seen
         dialect = self.engine.dialect
-        is_postgres = dialect.name == "postgresql" and dialect.driver in OF_POSTGRES
-        # Whether a pooler lends the sessions of the server; of PostgreSQL it is not known before the first connection.
-        self._shares_sessions: bool | None = None if is_postgres else False
-        is_known = self._sqlite is not None or is_postgres
+        self._driver = driver_of(self.engine)
+        is_known = self._sqlite is not None or self._driver.resets_session
         if reset == "session" and not is_known:
             by_url = ", or the URL instead of the engine" if dialect.name == "sqlite" else ""
             raise _mistake(
@@ -122,7 +120,7 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         except PoolConfigError:  # a ValueError, but our own text
             raise
         except ImportError as error:
-            raise _mistake(f"the driver is missing: pip install {error.name}") from None
+            raise _mistake(f"the driver is missing: pip install {PACKAGES.get(error.name or '', error.name)}") from None
         except (ArgumentError, InvalidRequestError, TypeError, ValueError) as error:  # may contain the password
             raise _mistake(f"the URL or an option is refused ({type(error).__name__})") from None
 
@@ -149,28 +147,13 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         connection.remember()
         if self._sqlite is not None:
             connection.driven.changes.clear()  # what SQLAlchemy has set up stays
-        elif self._shares_sessions is None:
-            self._look_for_pooler(connection.driven)
+            return connection
+        try:
+            connection.made_with = self._driver.remember(connection.driven, resets=self._reset == "session")
+        except BaseException:
+            connection.close()
+            raise
         return connection
-
-    def _look_for_pooler(self, driven: Any) -> None:
-        """Warn if a pooler gives each transaction another session of the server."""
-        shares = False
-        with suppress(Exception):  # a failure here must not prevent the connection
-            if _backend_pid(driven) != driven.info.backend_pid:
-                mine, others = [_backend_pid(driven) for _ in range(ROUNDS)], list[int]()
-                # In session mode the pooler may have no session left, and let the second connection wait.
-                asking = Thread(target=self._ask_another, args=(others,), daemon=True)
-                asking.start()
-                asking.join(LOOK_WITHIN)
-                shares = bool(others) and shares_sessions(mine, others)
-        if shares and not self._shares_sessions:
-            warn_of_shared_sessions(NAME, "reset='transaction', no prepared statements")
-        self._shares_sessions = shares or bool(self._shares_sessions)
-
-    def _ask_another(self, pids: list[int]) -> None:
-        with suppress(Exception), closing(self.engine.raw_connection()) as other:
-            pids.extend(_backend_pid(other.dbapi_connection) for _ in range(ROUNDS))
 
     def check(self, resource: Connection) -> bool:
         """Check whether a connection works.
@@ -202,8 +185,7 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         connection = cast("PooledConnection", resource)
         if not connection.is_usable:
             return True
-        driven = connection.driven
-        return bool(getattr(driven, "closed", False)) or (hasattr(driven, "fileno") and has_news(driven.fileno()))
+        return self._driver.is_doubtful(connection.driven)
 
     def lend(self, resource: Connection, loan: Loan) -> Connection:
         """Make a connection for one lease, which raises `NotLeased` after it.
@@ -228,7 +210,7 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
 
         Returns:
             "discard" if SQLAlchemy's dialect takes it for a lost connection; what SqliteManager says
-            for SQLite, and what the server's code means for PostgreSQL.
+            for SQLite, and what the server's code means for PostgreSQL and MySQL.
         """
         connection = cast("PooledConnection", resource)
         found = error.orig if isinstance(error, DBAPIError) else error
@@ -236,14 +218,7 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
             return None
         if self._sqlite is not None:
             return self._sqlite.broken(connection.driven, found)
-        dialect = self.engine.dialect
-        if dialect.name == "postgresql":
-            meaning = verdict(getattr(found, "sqlstate", None) or getattr(found, "pgcode", None))
-            if meaning is not None:
-                return meaning
-        module: Any = dialect.dbapi
-        is_lost = isinstance(found, module.Error) and dialect.is_disconnect(cast("Any", found), connection.driven, None)
-        return "discard" if is_lost else None
+        return self._driver.verdict(found, connection.driven)
 
     def change(self, resource: Connection) -> None:
         """Reset a connection, as the class describes.
@@ -258,8 +233,10 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         connection = cast("PooledConnection", resource)
         if not connection.is_usable:
             raise own(PoolError("the connection is closed or was invalidated"))
-        connection.end_lease()
         driven = connection.driven
+        if self._sqlite is None and (fault := self._driver.fault(driven)) is not None:
+            raise own(PoolError(fault))
+        connection.end_lease()
         if self._sqlite is not None:
             self._sqlite.change(driven)
         else:
@@ -269,17 +246,7 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
             self._reset(driven)
             driven.rollback()
         elif self._reset == "session" and self._sqlite is None:
-            self._discard_all(driven)
-
-    def _discard_all(self, driven: Any) -> None:
-        dialect: Any = self.engine.dialect
-        dialect.set_isolation_level(driven, "AUTOCOMMIT")  # DISCARD ALL runs in no transaction
-        cursor = driven.cursor()
-        cursor.execute("DISCARD ALL")
-        cursor.close()
-        dialect.reset_isolation_level(driven)
-        if dialect.driver == "psycopg":
-            forget_prepared(driven)
+            self._driver.reset(driven, connection.made_with)
 
     def prepared(self, resource: Connection) -> None:
         """Commit what a `prepare` has set, which a rollback would undo.
@@ -297,7 +264,7 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
             transaction mode.
         """
         resets = self._reset != "transaction"
-        return refuse_prepare(resets_session=resets, shares_sessions=self._shares_sessions)
+        return refuse_prepare(resets_session=resets, shares_sessions=self._driver.shares_sessions)
 
     def clean(self, resource: Connection) -> None:
         """Close a connection.
@@ -309,6 +276,8 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         try:
             if self._sqlite is not None:
                 self._sqlite.clean(connection.driven)
+            else:
+                self._driver.abandon(connection.driven)
         finally:
             if not connection.closed:
                 connection.invalidate()  # else it would try to end its transaction
@@ -317,19 +286,11 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
                 connection.driven.close()
 
 
-def _backend_pid(driven: Any) -> int:
-    cursor = driven.cursor()
-    cursor.execute(BACKEND_PID)
-    (pid,) = cursor.fetchone()
-    cursor.close()
-    driven.rollback()
-    return int(pid)
-
-
 class PooledConnection(Connection):
     """A connection that the pool keeps: nothing is executed on it, so that SQLAlchemy's state in it stays as new."""
 
     driven: Any  # the driver's connection
+    made_with: Any = None  # what the driver's reset has to know
     _fairy: Any
     _lent: "_LentFairy | None" = None
     _state: dict[str, Any]
@@ -399,13 +360,6 @@ class _LentConnection(LentConnection):
         if isinstance(e, Exception) and not self.loan.is_over:
             self.loan.note(e)
         super()._handle_dbapi_exception(e, *args, **options)
-
-
-def forget_prepared(driven: Any) -> None:
-    """Make psycopg forget the prepared statements, which the server has discarded."""
-    old = driven._prepared
-    driven._prepared = new = type(old)()
-    new.prepare_threshold, new.prepared_max = old.prepare_threshold, old.prepared_max
 
 
 def _mistake(what: str) -> PoolConfigError:
