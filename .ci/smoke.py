@@ -42,6 +42,7 @@ finally:
 # A database or cache whose driver is missing is refused in one line, which says what to install.
 for variables in (
     {"DATABASE_URL": "postgresql://user:hunter2@db.example/links"},
+    {"DATABASE_URL": "mysql://user:hunter2@db.example/links"},
     {"CACHE_URL": "redis://user:hunter2@cache.example/0"},
 ):
     ended = subprocess.run(

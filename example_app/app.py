@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from connectionpools_fastapi import install_pools
 
@@ -15,7 +16,6 @@ from .pools import Database, make_cache
 from .routers import export, links, live, page, redirect, report
 from .security import SecurityHeaders, is_on_loopback
 from .settings import Settings
-from .store import StoreAwayError
 
 STATIC = Path(__file__).parent / "static"
 
@@ -41,7 +41,8 @@ def create_app(settings: Settings) -> FastAPI:
     install_pools(app, *app.state.database.pools, *app.state.cache.pools, authorize=is_on_loopback)
     app.add_middleware(SecurityHeaders, docs="/docs")
     app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
-    app.add_exception_handler(StoreAwayError, _ask_to_come_again)
+    for kind in (OperationalError, InterfaceError):
+        app.add_exception_handler(kind, _ask_to_come_again)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     for module in (page, links, export, report, live):
         app.include_router(module.router)
@@ -58,7 +59,8 @@ def _say_what_is_wrong(_: Request, error: Exception) -> JSONResponse:
 
 def _ask_to_come_again(request: Request, error: Exception) -> JSONResponse:
     """Answer as the pools do while they have no connection: this request had one, and lost it."""
-    logger.warning("%s answered with 503: %s", request.method, error)
+    # What the driver says may name the server.
+    logger.warning("%s answered with 503: the database went away (%s)", request.method, type(error).__name__)
     return JSONResponse(
         {"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": "Try again later."},
         status_code=503,

@@ -3,49 +3,63 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from fastapi import Depends
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.orm import Session
 from starlette.requests import HTTPConnection
 
-from connectionpools_fastapi import ConnectionPool, Leased
+from connectionpools_fastapi import ConnectionPool, Leased, PoolConfigError
+from connectionpools_fastapi.adapters.sqlalchemy import LeasedSession, SqlalchemyManager, SyncSqlalchemyManager
 
 from .cache import Cache, NoCache
-from .settings import Settings, SettingsError
+from .settings import Settings, SettingsError, bad_value
 from .store import LinkStore, ReportStore
-from .store.choose import backend_of
+from .tables import make_tables_on
 
 REPORT_LIMIT = 2
+CONNECT_WITHIN = 5  # seconds
+# The drivers of each kind of database: for async endpoints, and for sync ones.
+DRIVERS = {
+    "sqlite": ("sqlite+aiosqlite", "sqlite+pysqlite"),
+    "postgresql": ("postgresql+psycopg", "postgresql+psycopg"),
+    "postgres": ("postgresql+psycopg", "postgresql+psycopg"),
+    "mysql": ("mysql+aiomysql", "mysql+pymysql"),
+    "mariadb": ("mysql+aiomysql", "mysql+pymysql"),
+}
 
 
 class Database:
-    """The pools of one database, and the stores on what they lease."""
+    """The pools of a database."""
 
     def __init__(self, settings: Settings) -> None:
-        """Choose the kind of database.
+        """Describe how to connect.
 
         Raises:
-            SettingsError: If it cannot be used; one line says why.
+            SettingsError: If the database cannot be used; one line says why.
         """
-        self._backend = backend_of(settings.database_url)
+        url, report_url = urls_of(settings.database_url)
+        within = {} if url.get_backend_name() == "sqlite" else {"connect_timeout": CONNECT_WITHIN}
+        try:
+            manager = SqlalchemyManager(url, connect_args=within)
+            make_tables_on(manager.engine.sync_engine)
+            report_manager = SyncSqlalchemyManager(report_url, connect_args=within)
+            make_tables_on(report_manager.engine)
+        except PoolConfigError as error:  # a driver is missing or an option unknown; it shows no secret
+            msg = f"DATABASE_URL cannot be used: {error}"
+            raise SettingsError(msg) from None
         self._db = ConnectionPool(
-            self._backend.connections,
+            manager,
             name="db",
             limit=settings.pool_limit,
             min_free=settings.pool_min_free,
             timeout=settings.pool_timeout,
         )
-        report = ConnectionPool(
-            self._backend.report_connections, name="report", limit=REPORT_LIMIT, timeout=settings.pool_timeout
-        )
+        report = ConnectionPool(report_manager, name="report", limit=REPORT_LIMIT, timeout=settings.pool_timeout)
         self.pools: tuple[ConnectionPool[Any], ...] = (self._db, report)
-
-    def links(self, conn: Any) -> LinkStore:
-        """Put a store on a connection of the pool "db"."""
-        return self._backend.links(conn)
-
-    def report(self, conn: Any) -> ReportStore:
-        """Put a store on a connection of the pool "report"."""
-        return self._backend.report(conn)
 
     @asynccontextmanager
     async def lease(self, **options: Any) -> AsyncIterator[LinkStore]:
@@ -55,10 +69,26 @@ class Database:
             options: As of `ConnectionPool.lease`.
 
         Yields:
-            A store.
+            A store; what it has written is committed at the end of the block.
         """
-        async with self._db.lease(**options) as conn:
-            yield self.links(conn)
+        async with self._db.lease(**options) as conn, AsyncSession(conn) as session, session.begin():
+            yield LinkStore(session)
+
+
+def urls_of(url: str) -> tuple[URL, URL]:
+    """Return the URLs, as SQLAlchemy writes them, for async and for sync endpoints.
+
+    Raises:
+        SettingsError: If it cannot be read.
+    """
+    kind, _, rest = url.partition("://")
+    try:
+        # SQLAlchemy takes the path of a file as it stands.
+        found = URL.create("sqlite", database=unquote(rest[1:])) if kind == "sqlite" else make_url(url)
+    except (ArgumentError, ValueError):  # whose text repeats it
+        raise SettingsError(bad_value("database_url")) from None
+    asynchronous, synchronous = DRIVERS[kind]
+    return found.set(drivername=asynchronous), found.set(drivername=synchronous)
 
 
 def make_cache(settings: Settings) -> Cache:
@@ -81,17 +111,20 @@ async def _database_of(connection: HTTPConnection) -> Database:
     return database
 
 
-# What endpoints write as the types of their parameters. A lease is taken for the request; the stores on top need none.
+async def _links(session: Annotated[AsyncSession, LeasedSession("db")]) -> LinkStore:
+    return LinkStore(session)
+
+
+async def _links_until_response(conn: Annotated[AsyncConnection, Leased("db")]) -> LinkStore:
+    return LinkStore(AsyncSession(conn))
+
+
+async def _report(session: Annotated[Session, LeasedSession("report")]) -> ReportStore:
+    return ReportStore(session)
+
+
+# What endpoints write as the types of their parameters.
 Databases = Annotated[Database, Depends(_database_of)]
-
-
-async def _links(database: Databases, conn: Annotated[Any, Leased("db")]) -> LinkStore:
-    return database.links(conn)
-
-
-async def _report(database: Databases, conn: Annotated[Any, Leased("report")]) -> ReportStore:
-    return database.report(conn)
-
-
-Db = Annotated[LinkStore, Depends(_links)]
+Db = Annotated[LinkStore, Depends(_links)]  # commits when the endpoint has returned
+StreamDb = Annotated[LinkStore, Depends(_links_until_response)]  # lasts to the end of a stream, which only reads
 ReportDb = Annotated[ReportStore, Depends(_report)]

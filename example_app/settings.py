@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 SQLITE_URL = re.compile(r"sqlite:///[^?#]*[^?#/]")
-POSTGRES_URL = re.compile(r"postgres(ql)?://[^\s\0]*")
+SERVER_URL = re.compile(r"(postgres(ql)?|mysql|mariadb)://[^\s\0]*")
 REDIS_URL = re.compile(r"rediss?://[^\s\0/?#]+(/\d*)?")
 
 
@@ -17,7 +17,7 @@ class SettingsError(ValueError):
 
 
 def _check_database_url(url: str) -> str:
-    if POSTGRES_URL.fullmatch(url):
+    if SERVER_URL.fullmatch(url):
         return _check_ports(url)
     if not SQLITE_URL.fullmatch(url) or unquote(url).endswith("/:memory:") or "\0" in unquote(url):
         raise ValueError
@@ -52,7 +52,8 @@ class Settings(BaseModel):
         Field(
             repr=False,
             description="the URL of an SQLite file, as sqlite:///links.db or sqlite:////srv/links.db, "
-            "or of a PostgreSQL, as postgresql://user:password@host:5432/database, "
+            "or of a PostgreSQL or a MariaDB, as postgresql://user:password@host:5432/database "
+            "or mysql://user:password@host:3306/database, "
             "with special characters of the password percent-encoded",
         ),
     ] = "sqlite:///links.db"

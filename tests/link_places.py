@@ -1,6 +1,5 @@
-"""Places where an application of the tests keeps its links, each of its own: on SQLite, and on PostgreSQL."""
+"""Places where an application of the tests keeps its links, each of its own: on SQLite, PostgreSQL and MariaDB."""
 
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -8,24 +7,34 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import psycopg
 import pytest
 from fastapi import FastAPI
 from redis import Redis
+from sqlalchemy import Engine, NullPool, create_engine, text
 
 from example_app import Settings, create_app
-from example_app.store import postgres, sqlite
+from example_app.pools import urls_of
+from example_app.tables import Table
+from tests.mariadb_servers import MariadbServer
 
 PATIENCE = 30.0
+LINK = "INSERT INTO links (code, url, created, clicks) VALUES (:code, :url, '2026-01-01 00:00:00', 0)"
 
 
 class Place:
-    """A database, and perhaps a cache."""
+    """A database, and perhaps a cache.
 
-    schema = ""
+    Attributes:
+        engine: To it, behind the application's back.
+    """
 
-    def __init__(self, **settings: Any) -> None:
-        self.settings = settings
+    # How many of the application's connections there are, as a query; its name is bound.
+    connected = ""
+
+    def __init__(self, url: str, behind: str, name: str = "") -> None:
+        self.settings: dict[str, Any] = {"database_url": url}
+        self.name = name
+        self.engine: Engine = create_engine(urls_of(behind)[1], poolclass=NullPool)
 
     @property
     def url(self) -> str:
@@ -43,40 +52,33 @@ class Place:
 
     def prepare(self) -> None:
         """Make the tables."""
-        self.execute(self.schema)
+        Table.metadata.create_all(self.engine)
 
-    def ask(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    def ask(self, sql: str, **values: Any) -> list[tuple[Any, ...]]:
         """Ask the database behind the application's back."""
-        raise NotImplementedError
+        with self.engine.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(sql), values)]
 
-    def execute(self, sql: str, rows: Iterable[tuple[Any, ...]] | None = None) -> None:
+    def execute(self, sql: str, rows: Iterable[dict[str, Any]] = ()) -> None:
         """Change the database behind the application's back; for each of some rows, or once."""
-        raise NotImplementedError
+        with self.engine.begin() as connection:
+            connection.execute(text(sql), list(rows) or None)
 
     def assert_that_nobody_is_connected(self) -> None:
         """See that all connections are closed."""
-        raise NotImplementedError
+        # A server needs a moment to see that its client has gone.
+        deadline = time.monotonic() + PATIENCE
+        while self.ask(self.connected, name=self.name) != [(0,)]:
+            assert time.monotonic() < deadline, "a connection was left open"
 
 
 class SqlitePlace(Place):
     """A file in a directory where there is nothing else."""
 
-    schema = sqlite.SCHEMA
-
     def __init__(self, path: Path) -> None:
-        super().__init__(database_url=f"sqlite:///{path}")
+        url = f"sqlite:///{path}"
+        super().__init__(url, url)
         self.path = path
-
-    def ask(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        with closing(sqlite3.connect(self.path)) as conn:
-            return conn.execute(sql, values).fetchall()
-
-    def execute(self, sql: str, rows: Iterable[tuple[Any, ...]] | None = None) -> None:
-        with closing(sqlite3.connect(self.path)) as conn, conn:
-            if rows is None:
-                conn.executescript(sql)
-            else:
-                conn.executemany(sql, rows)
 
     def assert_that_nobody_is_connected(self) -> None:
         # SQLite removes links.db-wal and links.db-shm when the last connection is closed, and only then;
@@ -87,37 +89,24 @@ class SqlitePlace(Place):
 class PostgresPlace(Place):
     """A schema."""
 
-    schema = postgres.SCHEMA
+    connected = "SELECT count(*) FROM pg_stat_activity WHERE application_name = :name"
 
     def __init__(self, server: str, name: str) -> None:
-        separator = "&" if "?" in server else "?"
-        url = f"{server}{separator}options=-csearch_path%3D{name}&application_name={name}"
-        super().__init__(database_url=url)
-        self.name = name
-        self._server = server
+        there = f"{server}{'&' if '?' in server else '?'}options=-csearch_path%3D{name}"
+        super().__init__(f"{there}&application_name={name}", there, name)
 
-    @contextmanager
-    def _connect(self) -> Iterator[psycopg.Cursor[Any]]:
-        with psycopg.connect(self._server, autocommit=True) as conn:
-            conn.execute(f"SET search_path TO {self.name}")
-            yield conn.cursor()
 
-    def ask(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self._connect() as cursor:
-            return cursor.execute(sql.replace("?", "%s").encode(), values).fetchall()
+class MariadbPlace(Place):
+    """A database of the user `app`."""
 
-    def execute(self, sql: str, rows: Iterable[tuple[Any, ...]] | None = None) -> None:
-        with self._connect() as cursor:
-            if rows is None:
-                cursor.execute(sql.encode())
-            else:
-                cursor.executemany(sql.replace("?", "%s").encode(), rows)
+    connected = "SELECT count(*) FROM information_schema.processlist WHERE db = :name AND user = 'app'"
 
-    def assert_that_nobody_is_connected(self) -> None:
-        # A backend needs a moment to see that its client has gone.
-        deadline = time.monotonic() + PATIENCE
-        while self.ask("SELECT 1 FROM pg_stat_activity WHERE application_name = ?", self.name):
-            assert time.monotonic() < deadline, "a connection was left open"
+    def __init__(self, server: MariadbServer, name: str) -> None:
+        super().__init__(_named(server.url, name), _named(server.root_url, name), name)
+
+
+def _named(url: str, database: str) -> str:
+    return f"{url.rpartition('/')[0]}/{database}"
 
 
 @contextmanager
@@ -132,6 +121,20 @@ def schema_of(server: str) -> Iterator[PostgresPlace]:
 
 
 @contextmanager
+def database_of(server: MariadbServer) -> Iterator[MariadbPlace]:
+    """Make a place on a MariaDB, and take it away again."""
+    place = MariadbPlace(server, f"test_{uuid4().hex}")
+    root = create_engine(urls_of(_named(server.root_url, "test"))[1], poolclass=NullPool)
+    with root.begin() as connection:
+        connection.execute(text(f"CREATE DATABASE {place.name}"))
+        connection.execute(text(f"GRANT ALL ON {place.name}.* TO app@127.0.0.1"))
+    try:
+        yield place
+    finally:
+        place.execute(f"DROP DATABASE {place.name}")
+
+
+@contextmanager
 def cache_on(server: str, place: Place) -> Iterator[Redis]:
     """Add a cache to a place, and forget afterwards what it has remembered."""
     prefix = f"test:{uuid4().hex}:"
@@ -143,11 +146,18 @@ def cache_on(server: str, place: Place) -> Iterator[Redis]:
             client.delete(key)
 
 
-@pytest.fixture(name="place", params=["sqlite", "postgres", "postgres and cache"])
+of_mariadb = pytest.param("mariadb", marks=pytest.mark.needs_program("mariadbd"))
+
+
+@pytest.fixture(name="place", params=["sqlite", "postgres", of_mariadb, "postgres and cache"])
 def fixture_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """Yield a place of each kind."""
     if request.param == "sqlite":
         yield SqlitePlace(tmp_path / "links.db")
+        return
+    if request.param == "mariadb":
+        with database_of(request.getfixturevalue("mariadb_server")) as place_there:
+            yield place_there
         return
     with schema_of(request.getfixturevalue("postgres_url")) as place:
         if request.param == "postgres":

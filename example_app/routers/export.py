@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
-from example_app.pools import Db
+from example_app.pools import StreamDb
 from example_app.store import LinkStore
 
 COLUMNS = ("code", "url", "created", "clicks")
@@ -16,7 +16,7 @@ router = APIRouter(prefix="/api", tags=["links"])
 
 
 @router.get("/links.csv", response_class=StreamingResponse)
-async def export(db: Db) -> StreamingResponse:
+async def export(db: StreamDb) -> StreamingResponse:
     """Stream all links. The lease lasts to the last row, and memory does not grow with the rows."""
     return StreamingResponse(
         _lines(db),

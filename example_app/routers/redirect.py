@@ -7,12 +7,12 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, BackgroundTasks, Header, HTTPException
 from fastapi.responses import FileResponse, RedirectResponse, Response
+from sqlalchemy.exc import DBAPIError
 
 from connectionpools_fastapi import PoolError
 from example_app.cache import Redirects
 from example_app.feed import Feed, LiveFeed
 from example_app.pools import Database, Databases
-from example_app.store import StoreAwayError
 
 UNKNOWN = Path(__file__).parent.parent / "static" / "unknown.html"
 # No client waits for a click to be counted, so this lease may queue for longer than a request.
@@ -61,8 +61,8 @@ async def count_click(database: Database, feed: Feed, code: str, referrer: str) 
     try:
         async with database.lease(holder="count_click", timeout=PATIENCE) as db:
             click = await db.count_click(code, referrer)
-    except (PoolError, StoreAwayError) as error:
-        logger.warning("a click was not counted: %s", error)
+    except (PoolError, DBAPIError) as error:
+        logger.warning("a click was not counted: %s", error if isinstance(error, PoolError) else type(error).__name__)
         return
     if click is not None:
         feed.tell(click)

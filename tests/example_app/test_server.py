@@ -17,7 +17,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.link_places import Place, SqlitePlace, fixture_place  # noqa: F401 - pytest finds it
+from tests.link_places import LINK, Place, SqlitePlace, fixture_place  # noqa: F401 - pytest finds it
 from tests.links import Links, shorten
 
 LINKS = 4000  # of 2 kB each: an export of 8 MB
@@ -36,7 +36,7 @@ def fill(place: Place, links: int) -> list[str]:
     codes = [f"code-{number}" for number in range(links)]
     place.prepare()
     url = "https://example.com/" + "x" * 1900
-    place.execute("INSERT INTO links (code, url) VALUES (?, ?)", [(code, url) for code in codes])
+    place.execute(LINK, [{"code": code, "url": url} for code in codes])
     return codes
 
 
@@ -75,7 +75,7 @@ def test_two_hundred_requests_share_a_pool_of_five(place: Place) -> None:
             ]
             return Counter(response.status_code for response in await asyncio.gather(*asked))
 
-    with running(place, POOL_LIMIT="5") as (server, client):
+    with running(place, POOL_LIMIT="5", POOL_TIMEOUT="30") as (server, client):
         code = shorten(client)
         answers = asyncio.run(ask_all(str(client.base_url), code))
         assert answers == {201: 80, 307: 60, 200: 60}
@@ -174,18 +174,19 @@ def test_it_prints_where_to_go(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "url"),
+    ("said", "url"),
     [
-        ("DATABASE_URL", f"mysql://user:{SECRET}@db.example/links"),
-        ("DATABASE_URL", f"postgresql://user:{SECRET}@db.example/links?nonsense=1"),
-        ("CACHE_URL", f"redis://user:{SECRET}@cache.example/first"),
+        ("DATABASE_URL must be", f"oracle://user:{SECRET}@db.example/links"),
+        ("DATABASE_URL cannot be used: ", f"postgresql://user:{SECRET}@db.example/links?nonsense=1"),
+        ("DATABASE_URL cannot be used: ", f"mysql://user:{SECRET}@db.example/links?nonsense=1"),
+        ("CACHE_URL must be", f"redis://user:{SECRET}@cache.example/first"),
     ],
 )
-def test_nonsense_in_environment_is_one_line_and_code_2(variable: str, url: str) -> None:
-    with Links({variable: url}) as server:
+def test_nonsense_in_environment_is_one_line_and_code_2(said: str, url: str) -> None:
+    with Links({said.partition(" ")[0]: url}) as server:
         assert server.wait() == 2
 
-        assert server.log.startswith(f"example_app: {variable} must be ")
+        assert server.log.startswith(f"example_app: {said}")
         assert server.log.count("\n") == 1
         assert SECRET not in server.log
 
