@@ -13,7 +13,7 @@ from connectionpools_fastapi import Loan, Verdict
 from connectionpools_fastapi.errors import PoolConfigError
 from connectionpools_fastapi.manager import ResourceManager
 
-from ._options import Reset, check_reset
+from ._options import Reset, check_reset, refuse_prepare
 from ._postgres import LOOK_WITHIN, ROUNDS, shares_sessions, warn_of_shared_sessions
 from ._psycopg_address import Target
 from ._psycopg_leases import (
@@ -97,7 +97,7 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
         self._dsn = dsn
         self._reset: Reset = reset
         self._init = init
-        self._has_looked_for_pooler = False
+        self._shares_sessions: bool | None = None  # not known before the first connection
         self._refusals = Refusals()
 
     def create(self) -> Connection[Any]:
@@ -115,8 +115,7 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
         connection = self._connect()
         try:
             connection.wire.refusals = refusals
-            if not self._has_looked_for_pooler:
-                self._has_looked_for_pooler = True
+            if self._shares_sessions is None:
                 self._look_for_pooler(connection)
             if self._init is not None:
                 self._init(connection)
@@ -149,13 +148,13 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
 
         shares = False
         with suppress(Exception):  # a failure here must not prevent the connection
-            if session(connection) == connection.pgconn.backend_pid:
-                return
-            with self._connect() as other:
-                pids = [(session(connection), session(other)) for _ in range(ROUNDS)]
-            shares = shares_sessions(*zip(*pids, strict=True))
-        if shares:
+            if session(connection) != connection.pgconn.backend_pid:
+                with self._connect() as other:
+                    pids = [(session(connection), session(other)) for _ in range(ROUNDS)]
+                shares = shares_sessions(*zip(*pids, strict=True))
+        if shares and not self._shares_sessions:
             warn_of_shared_sessions(NAME, POOLED_OPTIONS)
+        self._shares_sessions = shares or bool(self._shares_sessions)
 
     def check(self, resource: Connection[Any]) -> bool:
         """Send the server an empty query, unless the driver knows that the connection cannot be used.
@@ -227,6 +226,23 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
         """
         connection: Any = resource
         return self._refusals.judge(connection.wire, error)
+
+    def prepared(self, resource: Connection[Any]) -> None:
+        """Commit what a `prepare` has set, which a rollback would undo.
+
+        Args:
+            resource: The connection.
+        """
+        resource.commit()
+
+    def refuse_prepare(self) -> str | None:
+        """Say why a request may not prepare its connection.
+
+        Returns:
+            The reason, if a reset does not undo settings: with `reset="transaction"`, and behind a pooler in
+            transaction mode.
+        """
+        return refuse_prepare(resets_session=self._reset == "session", shares_sessions=self._shares_sessions)
 
     def clean(self, resource: Connection[Any]) -> None:
         """Close a connection; a query that still runs in another thread is cancelled, within two seconds.

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from connectionpools_fastapi import ConnectionPool, Leased, PoolConfigError, install_pools
 from connectionpools_fastapi.adapters.aiosqlite import AiosqliteManager
 from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
-from connectionpools_fastapi.adapters.psycopg import PsycopgManager
+from connectionpools_fastapi.adapters.psycopg import PsycopgManager, SyncPsycopgManager
 from connectionpools_fastapi.adapters.redis import RedisManager
 from connectionpools_fastapi.adapters.sqlalchemy import LeasedSession, SqlalchemyManager, SyncSqlalchemyManager
 from connectionpools_fastapi.adapters.sqlite import SqliteManager
@@ -86,7 +86,7 @@ class Way:
         self.notes, self.roll_back = notes, roll_back
 
     def app(self, url: str, limit: int = 2, **options: Any) -> tuple[FastAPI, ConnectionPool[Any]]:
-        pool: ConnectionPool[Any] = ConnectionPool(self.manager(url, **options), limit=limit, name="db")
+        pool: ConnectionPool[Any] = ConnectionPool(self.manager(url, **options), limit=limit, timeout=60, name="db")
         app = FastAPI()
         install_pools(app, pool)
         is_async = inspect.iscoroutinefunction(self.prepare)
@@ -177,9 +177,17 @@ async def set_half(conn: Any, tenant: Tenant) -> None:
     raise HTTPException(418)
 
 
-def set_half_in_thread(conn: Connection, tenant: Tenant) -> None:
-    set_by_sync(conn, tenant)
+def set_half_in_thread(conn: Any, tenant: Tenant) -> None:
+    (set_by_sync if isinstance(conn, Connection) else set_by_psycopg_sync)(conn, tenant)
     raise HTTPException(418)
+
+
+def set_by_psycopg_sync(conn: psycopg.Connection[Any], tenant: Tenant) -> None:
+    conn.execute("SELECT set_config('app.tenant', %s, false)", (tenant,))
+
+
+def notes_by_psycopg_sync(conn: Any) -> list[str]:
+    return [body for (body,) in conn.execute(NOTES)]
 
 
 def notes_by_sync(session: Session) -> list[str]:
@@ -203,7 +211,10 @@ WAYS = {
         )
         for driver in ("asyncpg", "psycopg")
     },
-    "sync": Way(by_sqlalchemy("psycopg", SyncSqlalchemyManager), LeasedSession, set_by_sync, notes_by_sync, None),
+    "psycopg in threads": Way(SyncPsycopgManager, Leased, set_by_psycopg_sync, notes_by_psycopg_sync, None),
+    "sqlalchemy in threads": Way(
+        by_sqlalchemy("psycopg", SyncSqlalchemyManager), LeasedSession, set_by_sync, notes_by_sync, None
+    ),
 }
 
 

@@ -14,8 +14,8 @@ from sqlalchemy.pool import NullPool
 from connectionpools_fastapi import ConnectionPool, PoolConfigError
 from connectionpools_fastapi.adapters import _sqlalchemy_drivers as drivers
 from connectionpools_fastapi.adapters.sqlalchemy import SyncSqlalchemyManager
+from tests.leaks import MARIADB, Leftover
 from tests.mariadb_servers import MariadbServer
-from tests.mysql_leftovers import LEFTOVERS, NO_STATEMENT, Leftover
 from tests.sqlalchemy_pools import each_reset
 from tests.support import check
 
@@ -30,7 +30,7 @@ def fixture_url(mariadb_server: MariadbServer) -> Iterator[URL]:
     url = make_url(mariadb_server.url).set(drivername="mysql+pymysql")
     engine = create_engine(url, poolclass=NullPool)
     with engine.begin() as connection:
-        for name in ("kept", "other"):
+        for name in ("left_behind", "other"):
             connection.execute(text(f"CREATE OR REPLACE TABLE {name} (n int) ENGINE InnoDB"))
     yield url
     engine.dispose()
@@ -47,19 +47,16 @@ def driven(connection: Connection) -> Any:
 def is_there(connection: Connection, leftover: Leftover) -> bool:
     with driven(connection).cursor() as cursor:
         try:
-            cursor.execute(leftover.remains)
-        except pymysql.Error as error:
-            code = error.args[0]
-        else:
-            return bool(cursor.fetchone()[0])
-    assert code in {leftover.refusal, NO_STATEMENT}
-    return bool(code == leftover.refusal)
+            cursor.execute(leftover.question)
+        except pymysql.Error:
+            return leftover.tells_by_error
+        return bool(cursor.fetchone()[0])
 
 
 @each_reset
-@pytest.mark.parametrize("name", LEFTOVERS)
+@pytest.mark.parametrize("name", MARIADB.leftovers)
 def test_lease_sees_nothing_the_previous_one_left(url: URL, name: str, reset: str) -> None:
-    leftover = LEFTOVERS[name]
+    leftover = MARIADB.leftovers[name]
     with pool_of(url, reset=reset) as pool:
         with pool.lease() as connection:
             session = driven(connection).thread_id()
