@@ -188,7 +188,9 @@ def keep_two_phases(connection: Conn) -> Any:
 def keep_notifies(connection: Conn) -> Any:
     connection.autocommit = True
     connection.execute("LISTEN gossip")
-    connection.execute("NOTIFY gossip")
+    where = connection.info
+    with psycopg.connect(where.dsn, password=where.password, autocommit=True) as other:
+        other.execute("NOTIFY gossip")
     generator = connection.notifies()
     next(generator)
     return generator, lambda: next(generator), generator.close
