@@ -307,7 +307,7 @@ class ConnectionPool(Generic[T]):
             timeout: How long to wait at most, in seconds; by default the pool's `timeout`.
                 None for ever, 0 not at all.
             priority: "high" is served before "normal", and that before "low"; within one, first come, first
-                served. A low one that has waited for half its timeout counts as normal.
+                served. A low one that has waited for half its timeout, or for a minute, counts as normal.
             holder: What to call the holder in reports; a report calls its `str()`.
 
         Returns:

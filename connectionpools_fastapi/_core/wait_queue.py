@@ -18,10 +18,14 @@ WATCH_AFTER = 0.05
 WATCH_WITH_OTHERS_AFTER = 0.03
 
 
+# A waiter of low priority counts as normal after so many seconds, or half its timeout if that is less.
+PROMOTE_AFTER = 60.0
+
+
 class WaitQueue(Generic[T]):
     """Waiters in a lane for each priority, in order of arrival; each leaves in constant time, wherever it stands.
 
-    A waiter of low priority that has waited for half its timeout counts as normal.
+    A waiter of low priority that has waited for half its timeout, or for a minute, counts as normal.
 
     Under load most are gone long before their deadlines, so deadlines are sorted only when
     the first of them has come, and only those of waiters that are still there.
@@ -81,10 +85,13 @@ class WaitQueue(Generic[T]):
         waiter.is_noted = True
         if waiter.deadline is not None:
             heapq.heappush(self._deadlines, (waiter.deadline, next(self._order), waiter))
-            if waiter.rank == LOW:
-                half = (waiter.asked_at + waiter.deadline) / 2
-                heapq.heappush(self._promotions, (half, next(self._order), waiter))
-                self.due = min(self.due, half)
+        if waiter.rank == LOW:
+            at = waiter.asked_at + PROMOTE_AFTER
+            if waiter.deadline is not None:
+                at = min(at, (waiter.asked_at + waiter.deadline) / 2)
+            self._promotions = _without_gone(self._promotions, self.size)
+            heapq.heappush(self._promotions, (at, next(self._order), waiter))
+            self.due = min(self.due, at)
 
     def leave(self, waiter: Waiter[T]) -> None:
         """Remove a waiter, wherever it stands."""
@@ -161,7 +168,7 @@ class WaitQueue(Generic[T]):
             unwatched.popleft()
 
     def promote(self, now: float) -> None:
-        """Let the waiters of low priority that have waited for half their timeout count as normal."""
+        """Let the waiters of low priority that have waited for long enough count as normal."""
         promotions, lane = self._promotions, self._waiters
         while promotions and (promotions[0][0] <= now or not promotions[0][2].waits):
             waiter = heapq.heappop(promotions)[2]
@@ -169,7 +176,7 @@ class WaitQueue(Generic[T]):
                 continue
             self._note_deadlines()
             low = self._lanes[LOW]
-            low.remove(waiter)
+            low.remove(waiter)  # mostly one of the first: a linear search that ends at once
             while low and not low[0].waits:
                 low.popleft()
             self._special -= 1
@@ -210,6 +217,12 @@ class WaitQueue(Generic[T]):
         for waiter in reversed(newcomers):
             assert waiter.deadline is not None  # noqa: S101 - as seen above
             heapq.heappush(self._deadlines, (waiter.deadline, next(self._order), waiter))
-        if len(self._deadlines) > 2 * self.size + 64:
-            self._deadlines = [entry for entry in self._deadlines if entry[2].waits]
-            heapq.heapify(self._deadlines)
+        self._deadlines = _without_gone(self._deadlines, self.size)
+
+
+def _without_gone(entries: list[tuple[float, int, Waiter[T]]], waiting: int) -> list[tuple[float, int, Waiter[T]]]:
+    """Return a heap without the waiters that are gone, if these are many."""
+    if len(entries) > 2 * waiting + 64:
+        entries = [entry for entry in entries if entry[2].waits]
+        heapq.heapify(entries)
+    return entries

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.simulated import Client, Simulation, poisson
 from connectionpools_fastapi import Overloaded, PoolTimeout, TooManyWaiting
 from connectionpools_fastapi._core.terms import HIGH, LOW, NORMAL, RANKS, Priority
+from connectionpools_fastapi._core.wait_queue import PROMOTE_AFTER
 from tests.state_harness import StateHarness, harness
 from tests.support import Caller
 
@@ -67,6 +68,17 @@ def test_low_waiter_counts_as_normal_after_half_its_timeout() -> None:
     assert list(core.state.queue) == [first, old, later, young]
     assert core.state.queue.ahead_of(NORMAL) == 3
     assert served(core, slot, [first, old, later, young]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("timeout", [None, 1000])
+def test_low_waiter_counts_as_normal_after_a_minute(timeout: float | None) -> None:
+    core, _ = full()
+    low = core.acquire(timeout, priority="low")
+    core.advance(PROMOTE_AFTER - 1)
+    assert low.rank == LOW
+    core.advance(1)
+    later = core.acquire()
+    assert list(core.state.queue) == [low, later]
 
 
 def test_low_waiter_that_left_is_not_promoted() -> None:
