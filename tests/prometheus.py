@@ -74,7 +74,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(target: str, *rules: Path) -> Iterator[Prometheus]:
-    """Run a Prometheus that scrapes a service five times a second.
+    """Run a Prometheus that scrapes a service once a second.
 
     Args:
         target: Host and port of the service.
@@ -84,7 +84,7 @@ def prometheus(target: str, *rules: Path) -> Iterator[Prometheus]:
     assert program is not None, "mark the test with needs_program('prometheus')"
     with tempfile.TemporaryDirectory(prefix="prometheus-") as folder:
         config = {
-            "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "1s"},
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(path) for path in rules],
             "scrape_configs": [
                 {"job_name": JOB, "metrics_path": "/pool/metrics", "static_configs": [{"targets": [target]}]}
