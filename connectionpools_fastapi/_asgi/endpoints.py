@@ -115,10 +115,11 @@ class Endpoints:
         """Return the response to a request for the endpoint at a path below the prefix."""
         if scope["method"] not in ("GET", "HEAD"):
             return Response(status_code=405, headers={"Allow": "GET, HEAD", **HEADERS})
-        if path == STREAM:
-            return await self._stream(scope)
         pools = self._all_pools(scope)
-        if path == "metrics":
+        response: ASGIApp
+        if path == STREAM:
+            response = await self._stream(scope)
+        elif path == "metrics":
             accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
             names_routes = self._details == "always" or self._authorization is None or await self._is_authorized(scope)
             found = await self._stats_of_all(pools)
@@ -130,7 +131,7 @@ class Endpoints:
             response = page_response(path)
         else:
             response = await self._health(scope, pools, path.removeprefix("health").removeprefix("/"))
-        if scope["method"] == "HEAD":
+        if scope["method"] == "HEAD" and isinstance(response, Response):
             response.body = b""  # the content length stays that of GET
         return response
 

@@ -110,6 +110,11 @@ def without_routes(stats: Stats) -> Stats:
     return replace(stats, routes={}) if isinstance(stats, PoolStats) else stats
 
 
+def _numbers_of(stats: Stats) -> dict[str, Any]:
+    """Return stats for JSON; why `create` fails is for those that may see the details of health."""
+    return {name: value for name, value in asdict(stats).items() if name != "cause"}
+
+
 def render(
     pools: Iterable[Observable], accept: str = "", workers: Workers | None = None, *, names_routes: bool = True
 ) -> tuple[bytes, str]:
@@ -130,7 +135,7 @@ def render(
     if not names_routes:
         found = {number: [*map(without_routes, stats)] for number, stats in found.items()}
     if kind == JSON:
-        bodies = {str(number): {"pools": [*map(asdict, stats)]} for number, stats in found.items()}
+        bodies = {str(number): {"pools": [*map(_numbers_of, stats)]} for number, stats in found.items()}
         return json.dumps(bodies["0"] if workers is None else {"workers": bodies}, allow_nan=False).encode(), JSON
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - at the first scrape, see above
 

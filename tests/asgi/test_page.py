@@ -96,7 +96,7 @@ async def test_stream_is_refused_to_strangers_and_other_sites(method: str, heade
     install_pools(app, db, authorize=by_token)
     async with started(app) as served, db.lease(holder="GET /secret"):
         answer = await ask(served, "/pool/stream", method=method, headers=headers)
-    assert (answer.status, json.loads(answer.body)) == (403, {"detail": "not authorized"})
+    assert (answer.status, answer.body) == (403, b'{"detail":"not authorized"}' if method == "GET" else b"")
 
 
 async def test_stream_sends_the_stats_each_second_and_ends() -> None:
