@@ -220,10 +220,11 @@ def test_file_is_closed_with_its_pool(path: Path) -> None:
 
 
 def test_database_in_memory_outlasts_its_cursors() -> None:
-    pool = ConnectionPool(DuckdbManager(init=lambda conn: conn.execute("CREATE TABLE kept AS SELECT 42 AS i")), limit=1)
-    for _ in range(2):
-        with pool, pool.lease() as conn:
-            assert value(conn, "SELECT i FROM kept") == 42
+    pool = ConnectionPool(DuckdbManager(), limit=1)
+    with pool, pool.lease() as conn:
+        conn.execute("CREATE TABLE kept AS SELECT 42 AS i")
+    with pool, pool.lease() as conn:
+        assert value(conn, "SELECT i FROM kept") == 42
 
 
 def test_endpoints_lease_cursors() -> None:
