@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from .._runtime.current import current_loop
-from .._runtime.log import logger
+from .._runtime.log import facts, logger
 from ..errors import describe
 from ..stats import Observable
 
@@ -54,14 +54,17 @@ class MultiprocessFiles:
         from prometheus_client import values  # noqa: PLC0415 - see above
 
         if values.ValueClass is values.MutexValue:
-            logger.warning(NOT_WRITTEN, "prometheus_client was imported before it was set")
+            why = "prometheus_client was imported before it was set"
+            logger.warning(NOT_WRITTEN, why, extra=facts("metrics_not_written", None))
             return
         loop = current_loop()
         self._pools = list(pools)
         try:
             self._write()
         except OSError as error:
-            logger.warning(NOT_WRITTEN, describe(error))
+            logger.warning(
+                NOT_WRITTEN, describe(error), extra=facts("metrics_not_written", None, error=type(error).__name__)
+            )
             return
         _WRITTEN.update(self._pools)
         if loop is not None:
