@@ -67,7 +67,7 @@ class TokenFile:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file: int | None = os.open(f"{name}.tokens", flags, 0o600, dir_fd=directory)
         self._total = total
-        self.number = 0  # of this member, once it has joined
+        self.number: int = 0  # of this member, once it has joined
         self.held: set[int] = set()
         self._next = 0  # where to look for a token first
         self._lock = threading.Lock()  # protects the file and what is held
