@@ -171,7 +171,7 @@ async def test_cancelled_query_is_interrupted(pool_of_loop: Pool) -> None:
         await task
     async with pool_of_loop.lease() as conn:
         assert value(conn, "SELECT 42") == 42
-    assert await asyncio.to_thread(ended.wait, 10)
+    assert await asyncio.to_thread(ended.wait, 60)
 
 
 def test_statement_that_cannot_be_interrupted_costs_its_cursor(
