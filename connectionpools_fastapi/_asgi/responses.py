@@ -60,6 +60,6 @@ async def send_unavailable(error: PoolError, send: Send, kind: str = "http.respo
         kind: What the types of the messages begin with: "websocket.http.response" denies a WebSocket.
     """
     retry_after = b"%d" % max(1, math.ceil(error.retry_after or 1))
-    headers = [*_UNAVAILABLE.raw_headers, (b"retry-after", retry_after)]
+    headers = [(b"retry-after", retry_after), *_UNAVAILABLE.raw_headers]
     await send({"type": f"{kind}.start", "status": 503, "headers": headers})
     await send({"type": f"{kind}.body", "body": _UNAVAILABLE.body})
