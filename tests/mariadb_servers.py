@@ -49,6 +49,7 @@ class MariadbServer:
             str(path_of("mariadbd")),
             *FAST,
             f"--datadir={folder}/data",
+            f"--tmpdir={folder}",  # a server that starts removes what others have in theirs
             f"--socket={folder}/socket",
             f"--pid-file={folder}/pid",
             f"--port={self.port}",
@@ -86,6 +87,7 @@ def mariadb(*options: str) -> Iterator[MariadbServer]:
                 str(path_of("mariadb-install-db")),
                 *FAST,
                 f"--datadir={folder}/data",
+                f"--tmpdir={folder}",
                 *_as_root(),
                 "--auth-root-authentication-method=normal",
                 "--skip-test-db",

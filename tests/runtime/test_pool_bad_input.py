@@ -85,6 +85,7 @@ def test_defaults_are_what_the_reference_says() -> None:
         "open_timeout": None,
         "reuse": "lifo",
         "overload": "shed",
+        "budget": None,
         "debug": False,
     }
 
