@@ -1,4 +1,4 @@
-"""Diagnosis: what is wrong with a pool, why, and what to do, in words for a person who is woken at night."""
+"""Diagnosis: what is wrong with a pool, why, and what to do, in words for a person on call at night."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
