@@ -99,8 +99,9 @@ def ask_sqlalchemy_in_thread(connection: Any, query: str) -> Any:
 
 
 async def made_by_sqlalchemy_in_thread(connection: Any) -> Callable[[], Awaitable[Any]]:
-    transaction = await asyncio.to_thread(connection.begin_nested)
-    return lambda: asyncio.to_thread(transaction.commit)
+    cursor = connection.connection.cursor()  # of the driver, below SQLAlchemy
+    await asyncio.to_thread(cursor.execute, "SELECT 1")
+    return lambda: asyncio.to_thread(cursor.execute, "SELECT 2")
 
 
 async def ask_mysql(connection: Any, query: str) -> Any:

@@ -97,7 +97,7 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
         self._dsn = dsn
         self._reset: Reset = reset
         self._init = init
-        self._shares_sessions: bool | None = None  # not known before the first connection
+        self.shares_sessions: bool | None = None  # not known before the first connection
         self._refusals = Refusals()
 
     def create(self) -> Connection[Any]:
@@ -115,12 +115,12 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
         connection = self._connect()
         try:
             connection.wire.refusals = refusals
-            if self._shares_sessions is None:
+            if self.shares_sessions is None:
                 self._look_for_pooler(connection)
             if self._init is not None:
                 self._init(connection)
                 connection.rollback()  # ends the transaction that `init` may have begun
-            connection.leases = Leases(connection, threading.Lock)
+            connection.remember()
         except BaseException:
             connection.close()
             raise
@@ -152,9 +152,9 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
                 with self._connect() as other:
                     pids = [(session(connection), session(other)) for _ in range(ROUNDS)]
                 shares = shares_sessions(*zip(*pids, strict=True))
-        if shares and not self._shares_sessions:
+        if shares and not self.shares_sessions:
             warn_of_shared_sessions(NAME, POOLED_OPTIONS)
-        self._shares_sessions = shares or bool(self._shares_sessions)
+        self.shares_sessions = shares or bool(self.shares_sessions)
 
     def check(self, resource: Connection[Any]) -> bool:
         """Send the server an empty query, unless the driver knows that the connection cannot be used.
@@ -242,7 +242,7 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
             The reason, if a reset does not undo settings: with `reset="transaction"`, and behind a pooler in
             transaction mode.
         """
-        return refuse_prepare(resets_session=self._reset == "session", shares_sessions=self._shares_sessions)
+        return refuse_prepare(resets_session=self._reset == "session", shares_sessions=self.shares_sessions)
 
     def clean(self, resource: Connection[Any]) -> None:
         """Close a connection; a query that still runs in another thread is cancelled, within two seconds.
@@ -251,10 +251,10 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
             resource: The connection.
         """
         connection: Any = resource
-        if connection.break_off():  # else it is closed when the thread lets it go: its server has seen its end
-            connection.close()
-            if connection.lent is not None:
-                connection.leases.end(connection)
+        connection.break_off()
+        connection.close()
+        if connection.lent is not None and connection.closed:
+            connection.leases.end(connection)
 
 
 class PooledConnection(Connection[Any]):
@@ -275,6 +275,10 @@ class PooledConnection(Connection[Any]):
     @classmethod
     def _connect_gen(cls, conninfo: str = "", **options: Any) -> Any:
         return limited(super()._connect_gen(conninfo, **options), conninfo)  # psycopg 3.2 applies the limit here
+
+    def remember(self) -> None:
+        """Make each lease begin with the present settings of the connection."""
+        self.leases = Leases(self, threading.Lock)
 
     def __getattr__(self, name: str) -> Any:
         return missing(self, name)
@@ -314,17 +318,23 @@ class PooledConnection(Connection[Any]):
             self.loan.check()
         return super()._should_cancel()
 
-    def break_off(self) -> bool:
-        """Stop the server's work for a connection that is about to be closed; return whether no thread uses it."""
+    def close(self) -> None:
+        """Close the connection, unless another thread still waits for it: libpq forbids that.
+
+        Then it is closed when that thread lets it go; its server has seen its end.
+        """
+        if self.loan is not None or not self.wire.waits:
+            super().close()
+
+    def break_off(self) -> None:
+        """Stop the server's work for a connection that is about to be closed."""
         if self.pgconn.transaction_status == TransactionStatus.ACTIVE:
             with suppress(Error, OSError):  # the server notices the end by itself
                 self.cancel_safe(timeout=CLOSE_WITHIN)
         wire = self.wire
         if wire.waits and not self.closed:
-            # Another thread listens to this socket, and libpq forbids closing it meanwhile.
             let_go = threading.Event()
             wire.let_go = let_go.set
             shut_down(self.pgconn.socket)
             if wire.waits:
                 let_go.wait(CLOSE_WITHIN)
-        return not wire.waits

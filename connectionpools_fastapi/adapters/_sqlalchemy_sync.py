@@ -12,7 +12,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 
 from connectionpools_fastapi import Loan, Verdict
 
-from ..errors import PoolConfigError, PoolError, own
+from ..errors import NotLeased, PoolConfigError, PoolError, own
 from ..manager import ResourceManager
 from ._options import Reset, check_reset, refuse_prepare
 from ._sqlalchemy_address import read
@@ -25,6 +25,10 @@ NAME = "SyncSqlalchemyManager"
 PACKAGES = {"MySQLdb": "mysqlclient, or write mysql+pymysql://", "psycopg": "'psycopg[binary]'"}
 # Options that SQLAlchemy's dialect adds for SQLite, but SqliteManager sets itself.
 OF_SQLITE = frozenset({"check_same_thread", "uri"})
+LOST = (
+    "it has written within a transaction that was not committed, and that is rolled back: write `conn.commit()` at the "
+    "end, or `with conn.begin()` around it, or use LeasedSession, which commits"
+)
 
 
 class SyncSqlalchemyManager(ResourceManager[Connection]):
@@ -35,16 +39,20 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
 
     Each lease gets its own `Connection`. Its transactions, execution options and isolation level
     end with the lease. Then the connection, and sessions and transactions made from it, raise
-    `NotLeased` and send nothing. A cursor or connection of the driver itself has no such guard,
-    except for SQLite: do not keep one. A write that is lost because it was not committed is
-    logged for SQLite only.
+    `NotLeased` and send nothing.
+
+    By URL, for psycopg and SQLite, the driver's own manager (`SyncPsycopgManager`,
+    `SqliteManager`) connects, checks, resets and closes below SQLAlchemy. Then the same is so for
+    the driver's own objects, a query of a thread that goes on ends with its lease, and a write
+    that is lost because it was not committed is logged. For other drivers, and for an engine of
+    yours, that is not so: do not keep the driver's cursor or connection.
 
     Each `reset` rolls back an open transaction. "session" resets the rest too:
 
-    - PostgreSQL by psycopg or psycopg2: by DISCARD ALL, in one more round trip.
+    - By URL, with psycopg or SQLite: as the driver's own manager, in one round trip and without one.
+    - PostgreSQL by psycopg2, or by an engine of yours: by DISCARD ALL, in one more round trip.
     - MySQL and MariaDB by PyMySQL: by COM_RESET_CONNECTION, in one more round trip, and one for
       `init_command`. Rows of an SSCursor that were not read cost the connection.
-    - SQLite, by URL: as `SqliteManager`, which also connects, checks and closes.
     - Other databases: a function of yours, `reset=function`.
 
     A connection that SQLAlchemy has invalidated is destroyed; SQLAlchemy does not reconnect within
@@ -75,12 +83,12 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         if not callable(reset):
             check_reset(NAME, reset)
         self._reset = reset
-        self._sqlite: SqliteManager | None = None
+        self._below: ResourceManager[Any] | None = None  # the manager of the driver
         make = self._given if isinstance(source, Engine) else self._made
         self.engine: Engine = make(source, options)  # type: ignore[arg-type] # as just seen
         dialect = self.engine.dialect
         self._driver = driver_of(self.engine)
-        is_known = self._sqlite is not None or self._driver.resets_session
+        is_known = self._below is not None or self._driver.resets_session
         if reset == "session" and not is_known:
             by_url = ", or the URL instead of the engine" if dialect.name == "sqlite" else ""
             raise _mistake(
@@ -113,9 +121,9 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         try:
             if url.get_dialect().is_async:
                 raise _mistake("the driver of the URL is async: use SqlalchemyManager, or a sync driver")
-            if url.get_backend_name() == "sqlite" and url.get_driver_name() == "pysqlite":
-                arguments = options.pop("connect_args", {})
-                options["creator"] = self._sqlite_below(url, arguments)
+            if (make := self._makers().get((url.get_backend_name(), url.get_driver_name()))) is not None:
+                self._below = make(url, options.pop("connect_args", {}))
+                options["creator"] = self._below.create
             return create_engine(url, poolclass=NullPool, **options)
         except PoolConfigError:  # a ValueError, but our own text
             raise
@@ -124,14 +132,24 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         except (ArgumentError, InvalidRequestError, TypeError, ValueError) as error:  # may contain the password
             raise _mistake(f"the URL or an option is refused ({type(error).__name__})") from None
 
-    def _sqlite_below(self, url: URL, connect_args: dict[str, Any]) -> Callable[[], Any]:
-        kind: Any = url.get_dialect()
-        dialect = kind(dbapi=kind.import_dbapi())
+    def _makers(self) -> dict[tuple[str, str], Callable[[URL, dict[str, Any]], ResourceManager[Any]]]:
+        return {("sqlite", "pysqlite"): self._sqlite_below, ("postgresql", "psycopg"): self._psycopg_below}
+
+    @property
+    def _reset_below(self) -> Reset:
+        return "session" if self._reset == "session" else "transaction"
+
+    def _sqlite_below(self, url: URL, connect_args: dict[str, Any]) -> ResourceManager[Any]:
+        dialect = _dialect(url)
         (location, *_), found = dialect.create_connect_args(url)
-        arguments = {key: value for key, value in {**found, **connect_args}.items() if key not in OF_SQLITE}
-        reset: Reset = "session" if self._reset == "session" else "transaction"
-        self._sqlite = SqliteManager(location, reset=reset, init=dialect.on_connect(), **arguments)
-        return self._sqlite.create
+        options = {key: value for key, value in {**found, **connect_args}.items() if key not in OF_SQLITE}
+        return SqliteManager(location, reset=self._reset_below, init=dialect.on_connect(), **options)
+
+    def _psycopg_below(self, url: URL, connect_args: dict[str, Any]) -> ResourceManager[Any]:
+        arguments, found = _dialect(url).create_connect_args(url)
+        from ._psycopg_sync import SyncPsycopgManager  # noqa: PLC0415 - where psycopg is there
+
+        return SyncPsycopgManager(*arguments, reset=self._reset_below, **{**found, **connect_args})
 
     def create(self) -> Connection:
         """Connect.
@@ -140,13 +158,13 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
             The new connection, for `lend`.
 
         Raises:
-            PoolConfigError: If SqliteManager raises it.
+            PoolConfigError: If the manager of the driver raises it.
             Exception: The error of SQLAlchemy, if the server cannot be reached or is not ready.
         """
         connection = PooledConnection(self.engine)
         connection.remember()
-        if self._sqlite is not None:
-            connection.driven.changes.clear()  # what SQLAlchemy has set up stays
+        if self._below is not None:
+            _keep(connection.driven)
             return connection
         try:
             connection.made_with = self._driver.remember(connection.driven, resets=self._reset == "session")
@@ -167,8 +185,8 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         connection = cast("PooledConnection", resource)
         if not connection.is_usable:
             return False
-        if self._sqlite is not None:
-            return self._sqlite.check(connection.driven)
+        if self._below is not None:
+            return cast("bool", self._below.check(connection.driven))
         works = self.engine.dialect.do_ping(connection.driven)
         connection.driven.rollback()
         return works
@@ -185,7 +203,8 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         connection = cast("PooledConnection", resource)
         if not connection.is_usable:
             return True
-        return self._driver.is_doubtful(connection.driven)
+        driven = connection.driven
+        return self._driver.is_doubtful(driven) if self._below is None else self._below.doubtful(driven)
 
     def lend(self, resource: Connection, loan: Loan) -> Connection:
         """Make a connection for one lease, which raises `NotLeased` after it.
@@ -199,7 +218,7 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         """
         connection = cast("PooledConnection", resource)
         driven = connection.driven
-        return connection.lend(driven if self._sqlite is None else self._sqlite.lend(driven, loan), loan)
+        return connection.lend(driven if self._below is None else self._below.lend(driven, loan), loan)
 
     def broken(self, resource: Connection, error: Exception) -> Verdict | None:
         """Say what an error means for a connection.
@@ -209,15 +228,15 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
             error: The error.
 
         Returns:
-            "discard" if SQLAlchemy's dialect takes it for a lost connection; what SqliteManager says
-            for SQLite, and what the server's code means for PostgreSQL and MySQL.
+            What the manager of the driver says, if there is one. Else "discard" if SQLAlchemy's dialect takes
+            it for a lost connection, and what the server's code means for PostgreSQL and MySQL.
         """
         connection = cast("PooledConnection", resource)
         found = error.orig if isinstance(error, DBAPIError) else error
         if not isinstance(found, Exception):
             return None
-        if self._sqlite is not None:
-            return self._sqlite.broken(connection.driven, found)
+        if self._below is not None:
+            return self._below.broken(connection.driven, found)
         return self._driver.verdict(found, connection.driven)
 
     def change(self, resource: Connection) -> None:
@@ -234,18 +253,18 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         if not connection.is_usable:
             raise own(PoolError("the connection is closed or was invalidated"))
         driven = connection.driven
-        if self._sqlite is None and (fault := self._driver.fault(driven)) is not None:
+        if self._below is None and (fault := self._driver.fault(driven)) is not None:
             raise own(PoolError(fault))
         connection.end_lease()
-        if self._sqlite is not None:
-            self._sqlite.change(driven)
+        if self._below is not None:
+            self._below.change(driven)
         else:
             driven.rollback()
         connection.restore()
         if callable(self._reset):
             self._reset(driven)
             driven.rollback()
-        elif self._reset == "session" and self._sqlite is None:
+        elif self._reset == "session" and self._below is None:
             self._driver.reset(driven, connection.made_with)
 
     def prepared(self, resource: Connection) -> None:
@@ -263,8 +282,8 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
             The reason, if a reset does not undo settings: with `reset="transaction"`, and behind a pooler in
             transaction mode.
         """
-        resets = self._reset != "transaction"
-        return refuse_prepare(resets_session=resets, shares_sessions=self._driver.shares_sessions)
+        shares = getattr(self._below or self._driver, "shares_sessions", False)
+        return refuse_prepare(resets_session=self._reset != "transaction", shares_sessions=shares)
 
     def clean(self, resource: Connection) -> None:
         """Close a connection.
@@ -274,8 +293,8 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         """
         connection = cast("PooledConnection", resource)
         try:
-            if self._sqlite is not None:
-                self._sqlite.clean(connection.driven)
+            if self._below is not None:
+                self._below.clean(connection.driven)
             else:
                 self._driver.abandon(connection.driven)
         finally:
@@ -351,8 +370,12 @@ class _LentFairy(LentFairy):
 
     def close_cursors(self) -> None:
         for cursor in self._of_server:
-            with suppress(Exception):  # the transaction has failed
+            try:
                 cursor.close()
+            except NotLeased:
+                getattr(cursor, "_close", int)()  # of psycopg: the server closes it with the transaction
+            except Exception:  # noqa: BLE001, S110 - the transaction has failed
+                pass
 
 
 class _LentConnection(LentConnection):
@@ -360,6 +383,20 @@ class _LentConnection(LentConnection):
         if isinstance(e, Exception) and not self.loan.is_over:
             self.loan.note(e)
         super()._handle_dbapi_exception(e, *args, **options)
+
+
+def _keep(driven: Any) -> None:
+    """Make a driver's connection keep what SQLAlchemy has set up on it."""
+    if hasattr(driven, "remember"):
+        driven.remember()
+        driven.lost = LOST
+    else:
+        driven.changes.clear()
+
+
+def _dialect(url: URL) -> Any:
+    kind: Any = url.get_dialect()
+    return kind(dbapi=kind.import_dbapi())
 
 
 def _mistake(what: str) -> PoolConfigError:

@@ -18,18 +18,16 @@ from tests.wheel_servers import PostgresServer, postgres
 pytestmark = pytest.mark.anyio
 
 NEEDS_MARIADB = pytest.mark.needs_program("mariadbd")
-SYNC_SQLALCHEMY = "SyncSqlalchemyManager, postgresql+psycopg"
 AT_ONCE = 1.0  # seconds, for what takes 0.1 s on a machine with nothing else to do
 
 
-def each(*without: str) -> pytest.MarkDecorator:
-    """Run a test for each manager but some."""
-    found = [
+each = pytest.mark.parametrize(
+    "name",
+    [
         pytest.param(contestant.name, marks=[NEEDS_MARIADB] if contestant.server is MARIADB else [])
         for contestant in managers()
-        if contestant.name not in without
-    ]
-    return pytest.mark.parametrize("name", found)
+    ],
+)
 
 
 def named(name: str, reset: str = "session") -> Contestant:
@@ -70,7 +68,7 @@ async def place(request: pytest.FixtureRequest, contestant: Contestant) -> Async
 
 
 @pytest.mark.parametrize("reset", ["session", "transaction"])
-@each()
+@each
 async def test_next_lease_sees_nothing_the_last_one_left(request: Any, name: str, reset: str) -> None:
     contestant = named(name, reset)
     leftovers = contestant.server.leftovers
@@ -84,14 +82,14 @@ async def test_next_lease_sees_nothing_the_last_one_left(request: Any, name: str
     assert seen == (of_session if reset == "transaction" else set())
 
 
-@each()
+@each
 async def test_leased_connection_is_refused_in_the_next_lease(request: Any, name: str) -> None:
     contestant = named(name)
     async with place(request, contestant) as (url, ask), contestant.pool(url, ask) as pool:
         assert isinstance(await leaks.what_is_kept(pool, leaks.itself(pool)), NotLeased)
 
 
-@each()
+@each
 async def test_what_was_made_from_it_is_refused_in_the_next_lease(request: Any, name: str) -> None:
     contestant = named(name)
     async with place(request, contestant) as (url, ask), contestant.pool(url, ask) as pool:
@@ -99,7 +97,7 @@ async def test_what_was_made_from_it_is_refused_in_the_next_lease(request: Any, 
 
 
 @pytest.mark.parametrize("reset", ["session", "transaction"])
-@each(SYNC_SQLALCHEMY)
+@each
 async def test_cancelled_query_ends_on_the_server(request: Any, name: str, reset: str) -> None:
     contestant = named(name, reset)
     async with place(request, contestant) as (url, ask), contestant.pool(url, ask) as pool:
@@ -110,14 +108,14 @@ async def test_cancelled_query_ends_on_the_server(request: Any, name: str, reset
             assert await contestant.driver.ask(connection, "SELECT 7") == 7
 
 
-@each()
+@each
 async def test_free_connection_the_server_ended_is_not_leased(request: Any, name: str) -> None:
     contestant = named(name)
     async with place(request, contestant) as (url, ask), contestant.pool(url, ask) as pool:
         assert await leaks.how_the_next_is_served(pool, leaks.end_session) == "served"
 
 
-@each()
+@each
 async def test_leased_connection_the_server_ended_is_not_reused(request: Any, name: str) -> None:
     contestant = named(name)
     driver = contestant.driver
@@ -146,7 +144,7 @@ def fixture_mortal() -> Iterator[Callable[[Contestant], Any]]:
         yield server_of
 
 
-@each()
+@each
 async def test_server_that_was_restarted_fails_no_caller(mortal: Any, name: str) -> None:
     contestant = named(name)
     server: PostgresServer | MariadbServer = mortal(contestant)

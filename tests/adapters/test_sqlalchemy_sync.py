@@ -97,12 +97,28 @@ def test_session_of_sqlite_is_reset(tmp_path: Path) -> None:
         assert pool.stats().creates == 1
 
 
-def test_statement_prepared_before_a_reset_works_after_it(server: URL) -> None:
-    """psycopg prepares a statement at its sixth execution, also DISCARD ALL itself, which drops it on the server."""
+def test_lost_write_is_told_with_the_remedy(server: URL, caplog: pytest.LogCaptureFixture) -> None:
     with pool_of(server) as pool:
+        make_tables(pool)
+        with pool.lease(holder="nightly report") as connection:
+            connection.execute(NOTE)
+        with pool.lease() as connection:
+            assert connection.execute(COUNT).scalar() == 0
+    (message,) = caplog.messages
+    assert "nightly report: it has written within a transaction" in message
+    assert "use LeasedSession, which commits" in message
+
+
+@pytest.mark.parametrize("is_engine", [False, True])
+def test_session_is_reset_and_what_psycopg_prepares_works(server: URL, *, is_engine: bool) -> None:
+    """psycopg prepares a statement at its sixth execution, also DISCARD ALL itself, which drops it on the server."""
+    with pool_of(create_engine(server, poolclass=NullPool) if is_engine else server) as pool:
         for _ in range(15):
             with pool.lease() as connection:
                 assert value(connection, "SELECT 7") == 7
+                assert value(connection, "SHOW search_path") != "nowhere"
+                connection.execute(text("SET search_path TO nowhere"))
+                connection.commit()
         assert pool.stats().creates == 1
 
 
