@@ -121,9 +121,9 @@ class Endpoints:
             response = await self._stream(scope)
         elif path == "metrics":
             accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
-            names_routes = self._details == "always" or self._authorization is None or await self._is_authorized(scope)
+            details = self._details == "always" or await self._is_authorized(scope)
             found = await self._stats_of_all(pools)
-            body, content_type = render(pools, accept.decode("latin-1"), found, names_routes=names_routes)
+            body, content_type = render(pools, accept.decode("latin-1"), found, details=details)
             response = Response(body, headers={"Content-Type": content_type, "Vary": "Accept", **HEADERS})
         elif path == "leases":
             response = await self._leases(scope, pools)

@@ -105,18 +105,13 @@ def stats_of(values: dict[str, Any]) -> Stats:
     return PoolStats(**values)
 
 
-def without_routes(stats: Stats) -> Stats:
-    """Return the same stats, without what they say of routes."""
-    return replace(stats, routes={}) if isinstance(stats, PoolStats) else stats
-
-
-def _numbers_of(stats: Stats) -> dict[str, Any]:
-    """Return stats for JSON; why `create` fails is for those that may see the details of health."""
-    return {name: value for name, value in asdict(stats).items() if name != "cause"}
+def counts_of(stats: Stats) -> Stats:
+    """Return the same stats without routes, and without the type of the last error."""
+    return replace(stats, routes={}, cause=None) if isinstance(stats, PoolStats) else replace(stats, cause=None)
 
 
 def render(
-    pools: Iterable[Observable], accept: str = "", workers: Workers | None = None, *, names_routes: bool = True
+    pools: Iterable[Observable], accept: str = "", workers: Workers | None = None, *, details: bool = True
 ) -> tuple[bytes, str]:
     """Render the metrics of pools as a scraper asks for them. From any thread.
 
@@ -125,17 +120,17 @@ def render(
         accept: The request's Accept header. The format is Prometheus text if the header names
             nothing better, or is longer than any scraper's.
         workers: The stats of all workers by number, this one included, if there are several.
-        names_routes: Whether the scraper may see the application's routes.
+        details: Whether the scraper may see the application's routes, and the types of errors.
 
     Returns:
         The body and its content type.
     """
     kind, wish = _choose(accept)
     found = {0: [pool.stats() for pool in pools]} if workers is None else workers
-    if not names_routes:
-        found = {number: [*map(without_routes, stats)] for number, stats in found.items()}
+    if not details:
+        found = {number: [*map(counts_of, stats)] for number, stats in found.items()}
     if kind == JSON:
-        bodies = {str(number): {"pools": [*map(_numbers_of, stats)]} for number, stats in found.items()}
+        bodies = {str(number): {"pools": [*map(asdict, stats)]} for number, stats in found.items()}
         return json.dumps(bodies["0"] if workers is None else {"workers": bodies}, allow_nan=False).encode(), JSON
     from prometheus_client.exposition import choose_encoder  # noqa: PLC0415 - at the first scrape, see above
 

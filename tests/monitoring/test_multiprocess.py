@@ -32,7 +32,7 @@ from connectionpools_fastapi import ConnectionPool, Leased, PoolCollector, insta
 USES = Counter("uses", "What the application counts itself.")
 db = ConnectionPool(create=object, limit={LIMIT}, name="db")
 app = FastAPI()
-install_pools(app, db)
+install_pools(app, db, details="always")
 registry = CollectorRegistry()
 multiprocess.MultiProcessCollector(registry)
 registry.register(PoolCollector([db]))  # it adds nothing to what the files have

@@ -18,6 +18,8 @@ from tests.web import Db, Thing, ask, installed, speak, things
 
 pytestmark = pytest.mark.anyio
 
+CHECKED = {"authorize": lambda request: request.headers.get("authorization") == "right"}
+
 
 class Clock:
     """A clock that stands still."""
@@ -212,11 +214,11 @@ async def test_pool_without_the_middleware_counts_no_routes() -> None:
         assert pool.stats().routes == {}
 
 
-@pytest.mark.parametrize("given", ["right", "wrong", ""])
+@pytest.mark.parametrize(("given", "options"), [("right", CHECKED), ("wrong", CHECKED), ("", CHECKED), ("right", {})])
 @pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text", "application/json"])
-async def test_routes_are_shown_to_those_authorized(given: str, accept: str) -> None:
+async def test_routes_are_shown_to_those_authorized(given: str, options: dict[str, Any], accept: str) -> None:
     pool = things()
-    app = installed(pool, authorize=lambda request: request.headers.get("authorization") == "right")
+    app = installed(pool, **options)
 
     @app.get("/plans/{plan}")
     async def plan(_: Db) -> None: ...
@@ -225,7 +227,7 @@ async def test_routes_are_shown_to_those_authorized(given: str, accept: str) -> 
         await ask(served, "/plans/a")
         answer = await ask(served, "/pool/metrics", headers=[("authorization", given), ("accept", accept)])
     assert answer.status == 200
-    assert (b"/plans/" in answer.body) is (given == "right")
+    assert (b"/plans/" in answer.body) is (given == "right" and options is CHECKED)
     assert b"limit" in answer.body
 
 
@@ -234,7 +236,7 @@ async def test_routes_are_shown_to_those_authorized(given: str, accept: str) -> 
 
 async def busy_app() -> tuple[FastAPI, ConnectionPool[Thing]]:
     pool = things(limit=1)
-    app = installed(pool)
+    app = installed(pool, details="always")
 
     @app.get("/items/{item}")
     async def item(_: Db) -> None: ...
