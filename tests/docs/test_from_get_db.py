@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy.orm import clear_mappers
+from sqlmodel.main import default_registry
 
 from connectionpools_fastapi import ConnectionPool
 from tests.sqlalchemy_pools import of_postgres
@@ -46,7 +46,7 @@ def program(request: pytest.FixtureRequest, url: str, monkeypatch: pytest.Monkey
     metadata.drop_all(engine)
     engine.dispose()
     metadata.clear()
-    clear_mappers()
+    default_registry.dispose()
 
 
 def test_endpoints_of_both_programs_answer_alike(program: Any) -> None:
