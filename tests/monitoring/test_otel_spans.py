@@ -35,6 +35,8 @@ OUTCOME = "connectionpool.wait.outcome"
 
 @pytest.fixture(autouse=True)
 def _hooks_may_trace_again() -> Iterator[None]:
+    """Undo what `trace_pools` does to the whole process: before a test too, since a page of the docs calls it."""
+    HOOK_CONTEXT.run(attach, Context())
     yield
     HOOK_CONTEXT.run(attach, Context())
 
