@@ -182,7 +182,7 @@ async def test_clean_does_not_wait_for_a_network_that_stalls(
 async def test_connecting_is_given_up_in_time(driver: Driver) -> None:
     listener = await anyio.create_tcp_listener(local_host="127.0.0.1")  # takes calls and says nothing
     port = listener.extra(LOCAL_PORT)  # noqa: S610 - not of Django
-    manager = driver.manager(f"mysql://127.0.0.1:{port}", connect_timeout=0.01)
+    manager = driver.manager(f"mysql://127.0.0.1:{port}", connect_timeout=0.3)
     async with listener:
         with pytest.raises(TimeoutError):
             await manager.create()
