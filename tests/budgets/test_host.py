@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -12,11 +13,11 @@ import pytest
 from anyio.abc import TaskGroup
 from prometheus_client import CollectorRegistry
 
-from connectionpools_fastapi import ConnectionPool, PoolCollector, PoolConfigError, PoolTimeout
+from connectionpools_fastapi import ConnectionPool, PoolCollector, PoolConfigError, PoolError, PoolTimeout
 from connectionpools_fastapi._monitoring.health import examine
 from connectionpools_fastapi._monitoring.metrics import plain_stats, stats_of
 from connectionpools_fastapi.budgets.host import HostBudget, HostMembership
-from tests.support import Backend, PlainBackend
+from tests.support import Backend, PlainBackend, Resource
 
 pytestmark = pytest.mark.anyio
 
@@ -140,6 +141,22 @@ async def test_tokens_return_after_clean_and_after_failures(budget: Budgets) -> 
         async with pool.lease(timeout=LONG) as resource:
             pool.detach(resource)
         await until(lambda: held(pool) == 0)
+
+
+async def test_resource_created_too_late_needs_a_token_until_it_is_cleaned(budget: Budgets) -> None:
+    may_create, cleaned = threading.Event(), threading.Event()
+
+    def create() -> Resource:
+        may_create.wait(LONG)
+        return Resource(0)
+
+    pool = ConnectionPool(create=create, clean=lambda _: cleaned.set(), hook_timeout=0.05, limit=1, budget=budget(1))
+    async with pool:
+        with pytest.raises(PoolError):
+            await pool.acquire(timeout=0.2)
+        may_create.set()
+        await until(cleaned.is_set)
+    assert pool.stats().budget is None
 
 
 async def test_close_leaves_the_budget_and_open_joins_it(budget: Budgets, tmp_path: Path) -> None:

@@ -439,3 +439,14 @@ def test_cancelled_grant_stays_fresh_without_a_check() -> None:
     assert caller.slot is slot
     core.do(core.state.cancel, caller)
     assert core.acquire().slot is slot
+
+
+def test_client_of_a_caller_that_was_refused_leaves_unnoticed() -> None:
+    core = harness(limit=1)
+    core.lease()
+    caller = core.acquire(timeout=1)
+    core.advance(1)
+    refused = caller.error
+    core.do(core.state.client_gone, caller, RuntimeError("gone"))
+    assert caller.error is refused
+    assert core.state.counters.withdrawals == 0

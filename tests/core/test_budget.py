@@ -185,6 +185,14 @@ def test_creation_is_dropped_if_the_pool_has_no_use_for_it(what: str) -> None:
     assert bool(core.state.inventory.creating) == (what == "expire")  # anew, since its caller waits
 
 
+def test_creation_of_a_loop_that_has_ended_is_gone() -> None:
+    core = member(limit=1)
+    core.acquire()
+    creation = only_creation(core)
+    core.do(core.state.abandon)
+    assert core.do(core.state.drop_unneeded, creation)
+
+
 def test_creation_begins_when_it_has_its_token() -> None:
     core = member(limit=1)
     core.acquire()

@@ -10,6 +10,7 @@ from typing import Any
 from weakref import ref
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from connectionpools_fastapi import ConnectionPool, NotLeased, PoolConfigError, WrongEventLoop
@@ -508,3 +509,37 @@ async def test_create_that_raises_generator_exit_keeps_its_place(*, blocking: bo
         async with pool.lease():
             assert pool.creating == 0
         assert pool.stats().create_failures == 1
+
+
+@pytest.mark.anyio
+async def test_waiter_is_called_in_its_loop_from_any_thread() -> None:
+    waiter = task_waiter()
+    called, done = [], anyio.Event()
+
+    def note() -> None:
+        called.append(get_ident())
+        done.set()
+
+    await anyio.to_thread.run_sync(waiter.call, note)
+    await done.wait()
+    waiter.call(note)
+    await settled()
+    assert called == [get_ident(), get_ident()]
+
+
+@pytest.mark.anyio
+async def test_prepare_of_a_lease_is_refused_or_one_for_all() -> None:
+    """As at the start, where the application's wiring is checked, for a pool that it could not ask then."""
+
+    async def prepare(_: object) -> None: ...
+
+    back_end = Backend()
+    async with back_end.pool() as pool:
+        with pytest.raises(PoolConfigError, match="prepare is refused"):
+            async with (lease := pool.lease()):
+                await lease.prepare(prepare, prepare)
+    async with back_end.pool("change") as pool, (lease := pool.lease()):
+        await lease.prepare(prepare, prepare)
+        await lease.prepare(prepare, prepare)
+        with pytest.raises(PoolConfigError, match="prepared by another prepare already"):
+            await lease.prepare(object(), prepare)
