@@ -318,7 +318,7 @@ function show(picture) {
     card.remove();
     pools.delete(name);
   }
-  // The worst first, but nothing moves away from a reader who is within a pool.
+  // The worst first, but nothing moves away from a reader within a pool.
   const main = find("pools");
   const cards = [...picture.pools].sort(byKind).map((pool) => pools.get(pool.name).card);
   if (!main.contains(document.activeElement) || document.activeElement === main) {
