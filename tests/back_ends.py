@@ -108,15 +108,14 @@ class Ticker(grpc.GenericRpcHandler):  # type: ignore[misc] # has no types
         return peer.encode()
 
     async def _watch(self, request: bytes, _: Any) -> AsyncIterator[bytes]:
-        try:
-            for number in range(3):
-                yield b"%d\n" % number
-                self._backend.seen["tick"] += 1
-            if request == b"for ever":
+        for number in range(3):
+            yield b"%d\n" % number
+        if request == b"for ever":
+            self._backend.seen["hang"] += 1
+            try:
                 await asyncio.sleep(SOON)
-        except asyncio.CancelledError:
-            self._backend.seen["ended"] += 1
-            raise
+            finally:
+                self._backend.seen["ended"] += 1
 
 
 @asynccontextmanager
