@@ -18,19 +18,16 @@ from weakref import ReferenceType, WeakMethod, WeakSet
 
 from .._core.backoff import MISTAKES
 from .._core.effects import CHANGE, WAKE, Effect, Status
-from .._core.held_leases import LeaseSnapshot
-from .._core.overload import OverloadSnapshot
 from .._core.slot import NEVER, Creation, Slot, T
 from .._core.state import PoolState
 from .._core.waiter import Waiter
 from ..errors import PoolConfigError, WrongEventLoop, own, where
 from .caller import current_task
-from .holders import acquired_at, describe_held, facts_of, facts_of_overload, most_held, remedy, seconds
 from .hooks import Hooks
 from .listeners import Listeners
-from .log import facts, logger
 from .loop import Loop, Timer
 from .on_asyncio import PrivateLoop
+from .reports import Reports
 from .tokens import Tokens
 from .waiters import TaskWaiter
 
@@ -59,6 +56,7 @@ class Executor(Generic[T]):
         self._clock = clock
         self._forked = forked  # called in a forked child, after the state is renewed
         self.listeners: Listeners = Listeners(state.policy.name, hooks.failures)
+        self.reports = Reports(state.policy.name)
         self.loop: Loop | None = None
         # Slots whose use a client or a cancellation has cut off, while they are changed; each operation is atomic.
         self.cut_off: set[Slot[T]] = set()
@@ -192,12 +190,7 @@ class Executor(Generic[T]):
     def _abandon_creations(self, level: int) -> None:
         count = self._hooks.abandon_creations()
         if count:
-            logger.log(
-                level,
-                "pool %r: closed, but %d calls of create go on, on threads; what they make is cleaned when it comes",
-                *(self._state.policy.name, count),
-                extra=facts("create_outlives_close", self._state.policy.name, count=count),
-            )
+            self.reports.create_outlives_close(count, level)
 
     def has_lost_loop(self) -> bool:
         """Whether the pool's loop has ended without the pool."""
@@ -237,38 +230,15 @@ class Executor(Generic[T]):
         elif action is Effect.NOTIFY:
             self.listeners.notify(*subject)
         elif action is Effect.WARN:
-            policy = self._state.policy
-            logger.warning(
-                "pool %r: %s, and max_hold is %g s%s%s",
-                *(policy.name, describe_held(subject), policy.max_hold, remedy([subject]), acquired_at(subject)),
-                extra=facts("held_too_long", policy.name, max_hold=policy.max_hold, **facts_of(subject)),
-            )
+            self.reports.held_too_long(subject, self._state.policy.max_hold)
         elif action is Effect.OVERLOADED:
-            self._tell_overloaded(subject)
+            self.reports.overloaded(subject)
         elif action is Effect.RELIEVED:
-            self._tell_relieved(subject)
+            self.reports.relieved(subject)
         elif action is Effect.GIVE_BACK:
             self._meanwhile(self.give_back_tokens)
         elif action is Effect.LOST:
-            self._tell_lost(subject, "ended without giving it back")
-
-    def _tell_overloaded(self, overload: OverloadSnapshot) -> None:
-        logger.warning(
-            "pool %r: overloaded, callers are refused: %d waiting, expected wait: %s, callers leave after: %s; "
-            "most resources are held by %s",
-            *(self._state.policy.name, overload.waiting, seconds(overload.expected_wait), seconds(overload.patience)),
-            most_held(overload.leases),
-            extra=facts("overloaded", self._state.policy.name, **facts_of_overload(overload)),
-        )
-
-    def _tell_relieved(self, overload: OverloadSnapshot) -> None:
-        logger.warning(
-            "pool %r: no longer overloaded after %.1f s: %d callers were refused, %d left, %d waited and were served; "
-            "most resources are held by %s",
-            *(self._state.policy.name, overload.lasted, overload.refused, overload.left, overload.served),
-            most_held(overload.leases),
-            extra=facts("relieved", self._state.policy.name, **facts_of_overload(overload)),
-        )
+            self.reports.lease_lost(subject, "ended without giving it back")
 
     def _wake(self, waiter: Waiter[T]) -> None:
         try:
@@ -323,9 +293,7 @@ class Executor(Generic[T]):
             was_failing = self._state.backoff.failures > 0
             self.apply(outcome, self._clock())
             if was_failing and not self._state.backoff.failures:
-                # At the level of the failure's line, so that an alarm ends.
-                name = self._state.policy.name
-                logger.warning("pool %r: create works again", name, extra=facts("create_recovered", name))
+                self.reports.create_recovered()
         if self._state.is_over() and isinstance(self.loop, PrivateLoop):
             self.loop.stop_soon()
 
@@ -409,9 +377,7 @@ class Executor(Generic[T]):
         try:
             loop.spawn(clean)
         except RuntimeError:
-            name = self._state.policy.name
-            line = "pool %r: a resource was created too late to be cleaned"
-            logger.warning(line, name, extra=facts("created_too_late", name))
+            self.reports.created_too_late()
 
     def _note_late(self, change: int) -> None:
         """Count a resource that was created too late: until it is cleaned, it needs a token."""
@@ -442,14 +408,7 @@ class Executor(Generic[T]):
         while self._lost:
             hold = self.apply(self._state.reclaim_leak, self._lost.popleft(), self._clock())
             if hold is not None:
-                self._tell_lost(hold, "dropped its lease")
-
-    def _tell_lost(self, hold: LeaseSnapshot, what: str) -> None:
-        logger.warning(
-            "pool %r: %s and %s; the resource is destroyed. Write `async with pool.lease()`%s",
-            *(self._state.policy.name, describe_held(hold), what, acquired_at(hold)),
-            extra=facts("lease_lost", self._state.policy.name, **facts_of(hold)),
-        )
+                self.reports.lease_lost(hold, "dropped its lease")
 
     def orphaned(self) -> WrongEventLoop:
         """Say that the pool's loop has ended without the pool."""

@@ -3,20 +3,13 @@
 import asyncio
 import gc
 import sys
-import traceback
-from collections import Counter
 from collections.abc import Iterable
 from contextvars import Context
 from weakref import ReferenceType
 
 from .._core.held_leases import LeaseSnapshot
-from .._core.overload import OverloadSnapshot
-from .._core.slot import NEVER
 from ..stats import Holder
 from .request_context import REQUEST
-
-# A line about an overload names this many holders.
-MOST_NAMED = 3
 
 STREAM_REMEDY = (
     ". A response keeps the lease of its request to its end: read what it needs in a block, `async with pool.lease()`, "
@@ -41,19 +34,6 @@ def describe_held(held: LeaseSnapshot) -> str:
     return f"{holder_name(held.holder, held.lease)} has held a resource for {describe_age(held)}"
 
 
-def facts_of(held: LeaseSnapshot) -> dict[str, object]:
-    """Return what a structured log tells of a lease: as /pool/leases does."""
-    holder = named(held)
-    return {
-        "holder": holder.name,
-        "age": holder.age,
-        "wait": holder.wait,
-        "uses": holder.uses,
-        "responding": holder.responding,
-        "trace": holder.trace,
-    }
-
-
 def describe_age(held: LeaseSnapshot | Holder) -> str:
     """Say for how long a lease goes on, and how much of that its response has taken."""
     streamed = "" if held.responding is None else f" ({held.responding:.3g} s of them since its response began)"
@@ -63,38 +43,6 @@ def describe_age(held: LeaseSnapshot | Holder) -> str:
 def remedy(leases: Iterable[LeaseSnapshot | Holder]) -> str:
     """Say for the log how to hold resources for less long, if one is held while a response is sent."""
     return STREAM_REMEDY if any(held.responding is not None for held in leases) else ""
-
-
-def acquired_at(held: LeaseSnapshot) -> str:
-    """Say for the log where the lease was acquired, if known; begins with a new line."""
-    if held.stack is None:
-        return ""
-    calls = traceback.StackSummary.from_list(held.stack[::-1]).format()
-    return f"\nacquired at:\n{''.join(calls).rstrip()}"
-
-
-def most_held(leases: Iterable[LeaseSnapshot]) -> str:
-    """Name for the log the holders, as routes, that hold the most resources."""
-    counts = Counter(holder_name(held.holder, held.lease) for held in leases)
-    return ", ".join(f"{name} ({count})" for name, count in counts.most_common(MOST_NAMED)) or "no caller"
-
-
-def facts_of_overload(overload: OverloadSnapshot) -> dict[str, object]:
-    """Return what a structured log tells of an overload."""
-    return {
-        "waiting": overload.waiting,
-        "expected_wait": overload.expected_wait,
-        "patience": None if overload.patience == NEVER else overload.patience,
-        "lasted": overload.lasted,
-        "refused": overload.refused,
-        "left": overload.left,
-        "served": overload.served,
-    }
-
-
-def seconds(duration: float | None) -> str:
-    """Write a duration for the log that may be unknown."""
-    return "unknown" if duration in (None, NEVER) else f"about {duration:.2g} s"
 
 
 def holder_name(holder: object, lease: object) -> str:

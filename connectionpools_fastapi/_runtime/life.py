@@ -12,16 +12,13 @@ from .._core.slot import T
 from .caller import current_task
 from .current import current_loop, task_waiter
 from .engine import Engine
-from .holders import acquired_at, describe_held, facts_of
-from .log import facts, logger
 from .loop import Loop, LoopEnded
 from .on_asyncio import PrivateLoop
 from .request_context import REQUEST
 from .waiters import TaskWaiter
 
-# After this many seconds `close` logs what it waits for, and names this many holders.
+# After this many seconds `close` logs what it waits for.
 CLOSE_PATIENCE = 1.0
-MOST_NAMED = 10
 
 
 class Life(Generic[T]):
@@ -97,26 +94,15 @@ class Life(Generic[T]):
         try:
             patience = min(CLOSE_PATIENCE, self._policy.close_timeout)
             if not await self._wait_gone(generation, patience) and patience < self._policy.close_timeout:
-                self._log_waits()
+                self._report_waits()
                 await self._wait_gone(generation, self._policy.close_timeout - patience)
         finally:  # a cancelled `close` still cleans everything, but waits for no more leases
             with anyio.CancelScope(shield=True):
                 await self._end_close(generation)
 
-    def _log_waits(self) -> None:
-        stats = self._engine.stats()
-        hooks = {"change": stats.changing, "check": stats.checking, "create": stats.creating, "clean": stats.cleaning}
-        names = [f"{count} calls of {hook}" for hook, count in hooks.items() if count]
-        names += [f"{holder.name} (for {holder.age:.3g} s)" for holder in self._engine.holders()[:MOST_NAMED]]
-        more = f" and {stats.leased - MOST_NAMED} other holders" if stats.leased > MOST_NAMED else ""
-        logger.warning(
-            "pool %r: close waits up to %g s for %s%s",
-            self._policy.name,
-            self._policy.close_timeout,
-            ", ".join(names),
-            more,
-            extra=facts("closing", self._policy.name, leased=stats.leased, **hooks),
-        )
+    def _report_waits(self) -> None:
+        holders = (f"{holder.name} (for {holder.age:.3g} s)" for holder in self._engine.holders())
+        self._executor.reports.closing(self._policy.close_timeout, self._engine.stats(), holders)
 
     def _begin_close(self, now: float) -> int:
         if self._executor.has_lost_loop():
@@ -129,13 +115,7 @@ class Life(Generic[T]):
 
     async def _end_close(self, generation: int, level: int = logging.WARNING) -> None:
         for held in self._apply(self._state.write_off, generation, self._clock()):
-            logger.warning(
-                "pool %r: closed, but %s; it is cleaned when it comes back%s",
-                self._policy.name,
-                describe_held(held),
-                acquired_at(held),
-                extra=facts("lease_outlives_close", self._policy.name, **facts_of(held)),
-            )
+            self._executor.reports.lease_outlives_close(held)
         if self._state.was_reopened_since(generation):
             return  # another `close` has ended that life, and what goes on now is not this one's to end
         self._executor.abandon_creations(level)

@@ -20,7 +20,8 @@ from connectionpools_fastapi._core.policy import Policy
 from connectionpools_fastapi._core.slot import Slot
 from connectionpools_fastapi._core.wait_queue import WATCH_AFTER, WaitQueue
 from connectionpools_fastapi._runtime.caller import acquiring_stack, current_task
-from connectionpools_fastapi._runtime.holders import acquired_at, describe_held, name_of, named
+from connectionpools_fastapi._runtime.holders import describe_held, name_of, named
+from connectionpools_fastapi._runtime.reports import acquired_at
 from connectionpools_fastapi._runtime.waiters import AsyncioWaiter, TaskWaiter, ThreadWaiter
 from connectionpools_fastapi.errors import own
 from tests.state_harness import Lease, Named, Patient, StateHarness
