@@ -5,6 +5,7 @@ from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Any
 
+import anyio
 from psycopg import AsyncConnection, Error, capabilities
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import READY_NONE, READY_R, WAIT_R, wait_async
@@ -128,7 +129,11 @@ class Connection(AsyncConnection[Any]):
             # psycopg counts such calls, and lets other tasks run after some.
             return await self._wait_as_psycopg(_Begun(gen, end))
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
-            return await self._wait_as_psycopg(_Begun(gen, error))
+            # Scopes of anyio cancel a task until it has ended, and a second time makes psycopg close the connection,
+            # and write a warning: any client that leaves a stream could fill the log.
+            with anyio.move_on_after(CLOSE_WITHIN, shield=not self._is_tended):
+                return await self._wait_as_psycopg(_Begun(gen, error))
+            raise
         return await self._wait_as_psycopg(_Begun(gen))
 
     async def tend(self, work: Awaitable[Any]) -> Any:
