@@ -79,8 +79,6 @@ class Connection(AsyncConnection[Any]):
     # --- waiting for the server -------------------------------------------------------------------------
 
     async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
-        # If a task is cancelled, psycopg asks the server to cancel the query, and the connection may look healthy
-        # after that. But the request takes another connection: if it arrives late, it may hit the next lease's query.
         loan = self.loan
         if loan is not None and loan.is_over:
             loan.check()
@@ -91,7 +89,7 @@ class Connection(AsyncConnection[Any]):
                 return await self._wait_as_psycopg(gen, *args, **options)
             return await self._wait_at_less_cost(gen)
         except asyncio.CancelledError:
-            wire.was_cut_off = True
+            wire.was_cut_off = wire.was_cut_off or not self._has_ended_query()
             raise
         except Error as error:
             if loan is not None:
@@ -99,6 +97,16 @@ class Connection(AsyncConnection[Any]):
             raise
         finally:
             wire.stop_waiting(gen)
+
+    def _has_ended_query(self) -> bool:
+        """Whether a cancelled query has ended, and the request to cancel it, which takes another connection, has too.
+
+        A request of libpq before 17 may arrive later, and hit the next lease's query.
+        """
+        request = self.tasks.cancelling
+        is_sent = request is None or (request.done() and not request.cancelled() and request.exception() is None)
+        has_ended = self.pgconn.transaction_status not in (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN)
+        return has_ended and is_sent and (request is None or capabilities.has_cancel_safe())
 
     def _wait_as_psycopg(self, gen: Any, *args: Any, **options: Any) -> Awaitable[Any]:
         if self._is_tended:

@@ -58,6 +58,7 @@ NONE_FOUND = "SELECT 0"
 
 CONNECT_WITHIN = 5.0
 CLOSE_WITHIN = 2.0
+CANCEL_WITHIN = 1.0
 # How often, at most, all connections are retired because their server takes no writes, in seconds.
 RETIRE_EVERY = 1.0
 
@@ -90,9 +91,9 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
     - "transaction" leaves these as they are, and makes no round trip if no transaction is open.
       Use it if no lease changes its session.
 
-    A connection is destroyed instead of being reset if it is busy, if its query was just cancelled
-    (the server is told to cancel it too), or if a lease has set type codecs or has prepared
-    statements under its own names.
+    A query that was cancelled, as by a client that leaves, ends at the server too, and its connection
+    is reset after that. A connection is destroyed instead if the query has not ended within a second, if
+    another one still runs, or if a lease has set type codecs or has prepared statements under its own names.
 
     A server that was demoted keeps its connections open. If a write of a lease is refused because
     its transaction is read only, the manager asks the server why: if it is a standby, or if its
@@ -261,16 +262,12 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         """
         connection: Any = resource
         lent = connection.take_back()
-        if connection.is_closed():
-            raise own(PoolError("the connection is closed"))
-        if connection.has_new_codecs:
-            raise mistake("a lease has set type codecs; set them in init")
-        if lent is not None and lent._protocol.is_copying:
-            raise _busy()
         protocol = connection._protocol
+        if protocol._is_cancelling():
+            await _query_to_end(protocol)
+        _check_reusable(connection, lent)
         # If a query is sent anyway, sending it is the cheapest way to learn whether another one runs.
-        is_busy = protocol._is_cancelling() if self._resets_session else await _is_busy(connection)
-        if is_busy:
+        if not self._resets_session and await _is_busy(connection):
             raise _busy()
         script = RESET if self._resets_session else ""
         if protocol.is_in_transaction():
@@ -350,8 +347,30 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
             connection._transport.abort()  # asyncpg before 0.32 does not do this itself
 
 
+def _check_reusable(connection: Any, lent: Any) -> None:
+    if connection.is_closed():
+        raise own(PoolError("the connection is closed"))
+    if connection.has_new_codecs:
+        raise mistake("a lease has set type codecs; set them in init")
+    if lent is not None and lent._protocol.is_copying:
+        raise _busy()
+
+
 def _busy() -> PoolError:
-    return own(PoolError("the connection is busy: its query still runs or was just cancelled"))
+    return own(PoolError("the connection is busy: its query still runs"))
+
+
+async def _query_to_end(protocol: Any) -> None:
+    """Wait until a query that was cancelled has ended.
+
+    asyncpg has asked the server for it over another connection, which the server closes once it has passed that on: so
+    the request cannot hit a later query.
+    """
+    try:
+        async with asyncio.timeout(CANCEL_WITHIN):
+            await protocol._wait_for_cancellation()
+    except TimeoutError:
+        raise _busy() from None
 
 
 async def _backend_pid(connection: Any) -> int:
@@ -366,14 +385,12 @@ async def _backend_pid(connection: Any) -> int:
 
 
 async def _is_busy(connection: Any) -> bool:
-    """Whether a query runs or is being cancelled; without a round trip.
+    """Whether a query runs; without a round trip.
 
     asyncpg has no method for it, but refuses to close a statement that is in use, and it
     checks first that the connection is not busy.
     """
     protocol = connection._protocol
-    if protocol._is_cancelling():
-        return True
     statement = PreparedStatementState("", "", protocol, asyncpg.Record, False)  # noqa: FBT003 - takes no keywords
     statement.attach()
     try:

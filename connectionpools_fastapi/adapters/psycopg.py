@@ -59,8 +59,9 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
       round trip if no transaction is open.
 
     A connection is destroyed instead of being reset if the server is not done with it (a query,
-    COPY, `stream()`, pipeline or `notifies()` goes on), or if a running query was cancelled.
-    The manager cancels the query on the server too.
+    COPY, `stream()`, pipeline or `notifies()` goes on). A query that was cancelled, as by a client
+    that leaves, ends on the server too; with libpq 17 or newer, as the wheels have it, its
+    connection is then reset, and with an older one it is destroyed.
 
     After a write was refused as read only (SQLSTATE 25006), even if the endpoint handles the
     error, the manager asks on each connection before its next use whether the server takes

@@ -357,12 +357,9 @@ async def cancel_scope(task: asyncio.Task[Any], scope: anyio.CancelScope) -> Non
     scope.cancel()
 
 
-@each_reset
-@pytest.mark.parametrize("cancel", [cancel_once, cancel_twice, cancel_scope])
-@pytest.mark.parametrize("autocommit", [False, True])
-async def test_cancelled_query_ends_and_costs_the_connection(
-    postgres_url: str, reset: str, cancel: Callable[..., Awaitable[None]], *, autocommit: bool
-) -> None:
+def sleeping_until(cancel: Callable[..., Awaitable[None]], watcher: Pool) -> Act:
+    """Return a lease that cancels its query once it runs."""
+
     async def leave(connection: Connection) -> None:
         scope = anyio.CancelScope()
 
@@ -377,11 +374,38 @@ async def test_cancelled_query_ends_and_costs_the_connection(
         await asyncio.wait([task], timeout=WAIT)
         assert task.cancelled() or scope.cancelled_caught
 
+    return leave
+
+
+@each_reset
+@pytest.mark.parametrize("cancel", [cancel_once, cancel_scope])
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_cancelled_query_ends_and_its_connection_stays(
+    postgres_url: str, reset: str, cancel: Callable[..., Awaitable[None]], *, autocommit: bool
+) -> None:
     async with (
         pool_of(postgres_url) as watcher,
         pool_of(postgres_url, reset=reset, autocommit=autocommit) as pool,
     ):
-        await assert_destroyed_after(pool, leave)
+        await after(pool, sleeping_until(cancel, watcher), idle_and_empty)
+        assert pool.stats().creates == 1
+
+
+@each_reset
+@pytest.mark.parametrize(
+    ("cancel", "is_safe"), [(cancel_twice, True), (cancel_once, False)], ids=["cancelled twice", "libpq before 17"]
+)
+async def test_query_cut_off_unsafely_costs_its_connection(
+    postgres_url: str,
+    reset: str,
+    cancel: Callable[..., Awaitable[None]],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_safe: bool,
+) -> None:
+    monkeypatch.setattr(psycopg.capabilities, "has_cancel_safe", lambda *_: is_safe)
+    async with pool_of(postgres_url) as watcher, pool_of(postgres_url, reset=reset) as pool:
+        await assert_destroyed_after(pool, sleeping_until(cancel, watcher))
 
 
 async def test_query_cancelled_twice_ends_on_the_server(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
