@@ -1,8 +1,9 @@
-"""Authorization: asks the application whether a request may see details of health, and leases."""
+"""Authorization: asks the application whether a request may see details of health and leases, or control pools."""
 
 import inspect
 import time
 from collections.abc import Awaitable, Callable
+from typing import Literal
 
 import anyio
 from starlette.requests import HTTPConnection
@@ -14,37 +15,45 @@ from ..errors import PoolConfigError, describe
 
 Authorize = Callable[[HTTPConnection], bool | Awaitable[bool]]
 
-EXAMPLE = "authorize=lambda request: is_admin(request)"
+# What is lost if the answer is no.
+WITHOUT = {"authorize": "no details or leases were shown", "control": "no request could control a pool"}
 
 # Probes come every few seconds, so a failure is logged at most once in this many seconds.
 LOG_EVERY = 60.0
 
 
 class Authorization:
-    """Asks `authorize`; only True means yes."""
+    """Asks `authorize`, or `control`; only True means yes."""
 
-    def __init__(self, authorize: Authorize, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """Check `authorize` as far as possible before the first request.
+    def __init__(
+        self,
+        authorize: Authorize,
+        timeout: float,
+        option: Literal["authorize", "control"] = "authorize",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Check what the option was given as far as possible before the first request.
 
         Raises:
-            PoolConfigError: If `authorize` cannot be called with a request, or yields.
+            PoolConfigError: If it cannot be called with a request, or yields.
         """
-        check_authorize(authorize)
+        check_authorize(authorize, option)
         self._authorize = authorize
         self._timeout = timeout
+        self._option = option
         self._clock = clock
         self._logged_at = LONG_AGO
         self._unlogged = 0
 
     async def allows(self, connection: HTTPConnection) -> bool:
-        """Say whether a request may see details."""
+        """Say whether a request is allowed."""
         answer: object = None
         try:
             with anyio.move_on_after(self._timeout) as limit:
                 answer = self._authorize(connection)
                 if inspect.isawaitable(answer):
                     answer = await answer
-        except Exception as error:  # noqa: BLE001 - a failure means no details, not an error response
+        except Exception as error:  # noqa: BLE001 - a failure means no, not an error response
             self._log(f"failed with {describe(error)}")
             return False
         if limit.cancelled_caught:
@@ -62,28 +71,29 @@ class Authorization:
             return
         more = f" ({self._unlogged} more times since the last such line)" if self._unlogged else ""
         self._logged_at, self._unlogged = now, 0
-        line = "no details or leases were shown, since authorize %s%s"
-        logger.warning(line, what, more, extra=facts("authorize_failed", None))
+        option = self._option
+        line = f"{WITHOUT[option]}, since {option} %s%s"
+        logger.warning(line, what, more, extra=facts(f"{option}_failed", None))
 
 
-def check_authorize(authorize: object) -> None:
-    """Check that `authorize` can be called with a request.
+def check_authorize(authorize: object, option: str) -> None:
+    """Check that `authorize` or `control` can be called with a request.
 
     Raises:
         PoolConfigError: If it cannot, or if it yields.
     """
+    example = f"{option}=lambda request: is_admin(request)"
     if not callable(authorize):
-        msg = f"authorize={authorize!r} must be callable, as {EXAMPLE}"
+        msg = f"{option}={authorize!r} must be callable, as {example}"
         raise PoolConfigError(msg)
     if yields(authorize):
         msg = (
-            "authorize must not yield: it is called as it is, and not as a dependency of FastAPI. "
-            f"Return True for a request that may see details, as {EXAMPLE}"
+            f"{option} must not yield: it is called as it is, and not as a dependency of FastAPI. "
+            f"Return True for a request that is allowed, as {example}"
         )
         raise PoolConfigError(msg)
     if (parameters := misfit(authorize, "the request")) is not None:
         msg = (
-            f"authorize is called with one argument, the request, but its parameters are ({parameters}); "
-            f"write {EXAMPLE}"
+            f"{option} is called with one argument, the request, but its parameters are ({parameters}); write {example}"
         )
         raise PoolConfigError(msg)

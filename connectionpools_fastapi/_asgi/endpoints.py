@@ -1,4 +1,4 @@
-"""Endpoints: the answers at /pool/health, /pool/metrics and /pool/leases, and the live page at /pool/."""
+"""Endpoints: the answers at /pool/health, /pool/metrics and /pool/leases, the live page at /pool/, and its buttons."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -14,13 +14,14 @@ from .._monitoring.merge import longest, merge_health
 from .._monitoring.metrics import Stats, plain_stats, render, stats_of
 from .._monitoring.multiprocess import MultiprocessFiles
 from .._monitoring.picture import own_part
-from .._monitoring.workers import Workers
+from .._monitoring.workers import ALIVE_WITHIN, Workers
 from .._runtime.current import current_loop
 from .._runtime.loop import Loop
 from ..errors import PoolConfigError
 from ..pool import ConnectionPool
 from ..stats import Observable
 from .authorization import Authorization, Authorize
+from .control import ACTS_WITHIN, CONTROL, CONTROL_HEADERS, Control, Order, carry_out
 from .page import EVERY, FILES, STREAM, STREAM_HEADERS, Viewers, is_of_another_site, page_response
 from .pools import RESERVED, checked_pools, started_pools
 from .readiness import Readiness
@@ -40,6 +41,7 @@ class Endpoints:
         prefix: str,
         details: Details | None,
         authorize: Authorize | None,
+        control: Authorize | None,
         probe_max_age: float,
         probe_timeout: float,
         service: str | None,
@@ -60,6 +62,9 @@ class Endpoints:
         if details == "authorized" and authorize is None:
             msg = 'details="authorized" needs authorize=..., which says whether a request may see them'
             raise PoolConfigError(msg)
+        if control is not None and authorize is None:
+            msg = "control=... needs authorize=..., which says whether a request may see the page with its buttons"
+            raise PoolConfigError(msg)
         check_finite = partial(check_seconds, "PoolMiddleware", longest=LONGEST)
         check_finite("probe_max_age", probe_max_age, hint="as probe_max_age=2.0")
         check_finite("probe_timeout", probe_timeout, hint="as probe_timeout=2.0", positive=True)
@@ -70,8 +75,10 @@ class Endpoints:
         self._pools = checked_pools((*needed, *spare), write)
         self._details = details
         self._authorization = None if authorize is None else Authorization(authorize, probe_timeout)
+        self._control_authorization = None if control is None else Authorization(control, probe_timeout, "control")
         private = () if authorize is None else ("leases", *FILES, STREAM)
-        self._exact = ("health", "metrics", *private)
+        acting = () if control is None else (CONTROL,)
+        self._exact = ("health", "metrics", *private, *acting)
         self._probe = {"max_age": probe_max_age, "timeout": probe_timeout}
         self._scope: Scope = {}
         _count_by_route(self._pools)
@@ -79,6 +86,7 @@ class Endpoints:
         self._loop: Loop | None = None
         self._readiness = Readiness(self._tell_unready)
         self._viewers = Viewers(self._look)
+        self._control = Control(self._may_control, lambda: self._all_pools(self._scope), self._tell_order)
         self._files = MultiprocessFiles()
 
     async def join_workers(self, scope: Scope) -> None:
@@ -113,6 +121,8 @@ class Endpoints:
 
     async def answer(self, scope: Scope, path: str) -> ASGIApp:
         """Return the response to a request for the endpoint at a path below the prefix."""
+        if path == CONTROL:
+            return self._control
         if scope["method"] not in ("GET", "HEAD"):
             return Response(status_code=405, headers={"Allow": "GET, HEAD", **HEADERS})
         pools = self._all_pools(scope)
@@ -176,21 +186,28 @@ class Endpoints:
     async def _stream(self, scope: Scope) -> ASGIApp:
         if is_of_another_site(scope) or not await self._is_authorized(scope):
             return JSONResponse({"detail": "not authorized"}, status_code=403, headers=HEADERS)
-        return self._viewers if scope["method"] == "GET" else Response(headers=STREAM_HEADERS)
+        headers = {**STREAM_HEADERS, **(CONTROL_HEADERS if await self._may_control(scope) else {})}
+        return partial(self._viewers, headers=headers) if scope["method"] == "GET" else Response(headers=headers)
 
     async def _look(self) -> dict[int, Any]:
         """Return what all workers know of their pools, by their numbers."""
         own = await self._own_part()
         return {0: own} if self._workers.number is None else await self._ask({"path": "page"}, own)
 
+    async def _tell_order(self, order: Order, own: str) -> dict[int, Any]:
+        """Have the other workers carry out an order, and return what became of it in all of them."""
+        if self._workers.number is None:
+            return {0: own}
+        return await self._ask({"path": CONTROL, **order}, own, alive_within=ACTS_WITHIN)
+
     async def _own_part(self) -> dict[str, Any]:
         timeout = min(self._probe["timeout"], EVERY)
         return await own_part(self._all_pools(self._scope), max_age=self._probe["max_age"], timeout=timeout)
 
-    async def _ask(self, question: dict[str, Any], own: Any) -> dict[int, Any]:
+    async def _ask(self, question: dict[str, Any], own: Any, *, alive_within: float = ALIVE_WITHIN) -> dict[int, Any]:
         """Return the answers of all workers to a question, this one's included, by their numbers."""
         assert self._workers.number is not None  # noqa: S101 - the callers have seen it
-        others = await self._workers.ask(question, self._probe["timeout"] + 1.0)
+        others = await self._workers.ask(question, self._probe["timeout"] + 1.0, alive_within)
         return dict(sorted({**others, self._workers.number: own}.items()))
 
     async def _tell(self, question: dict[str, Any]) -> Any:
@@ -203,6 +220,8 @@ class Endpoints:
         if question["path"] == "unready":
             self._readiness.is_unready = True
             return True
+        if question["path"] == CONTROL:
+            return carry_out(question, pools)
         if question["path"] == "page":
             return await self._own_part()
         chosen = [pool for pool in pools if question["which"] in ("", pool.name)]
@@ -223,6 +242,11 @@ class Endpoints:
 
     async def _is_authorized(self, scope: Scope) -> bool:
         return self._authorization is not None and await self._authorization.allows(HTTPConnection(scope))
+
+    async def _may_control(self, scope: Scope) -> bool:
+        """Whether a request may act; one that may not see the page may not."""
+        asked = self._control_authorization
+        return asked is not None and await self._is_authorized(scope) and await asked.allows(HTTPConnection(scope))
 
     def _all_pools(self, scope: Scope) -> list[Observable]:
         return list({pool.name: pool for pool in (*started_pools(scope), *self._pools)}.values())

@@ -101,6 +101,7 @@ def install_pools(
     prefix: str = "/pool",
     details: Details | None = None,
     authorize: Authorize | None = None,
+    control: Authorize | None = None,
     probe_max_age: float = 5.0,
     probe_timeout: float = 2.0,
     service: str | None = None,
@@ -120,6 +121,7 @@ def install_pools(
         prefix: Where /health and /metrics are.
         details: Which requests may see why a pool is not healthy; see `PoolMiddleware`.
         authorize: Says whether a request may see details, /pool/leases and the page at /pool/; see `PoolMiddleware`.
+        control: Says whether such a request may also expire, suspend, resume and resize pools; see `PoolMiddleware`.
         probe_max_age: How old the last sign of life of a back-end may be, in seconds.
         probe_timeout: How long a health check waits for a back-end, in seconds.
         service: A name by which the workers of one service find each other; see `PoolMiddleware`.
@@ -142,6 +144,7 @@ def install_pools(
         "prefix": prefix,
         "details": details,
         "authorize": authorize,
+        "control": control,
         "probe_max_age": probe_max_age,
         "probe_timeout": probe_timeout,
         "service": service,

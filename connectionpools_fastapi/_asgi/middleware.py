@@ -37,6 +37,7 @@ class PoolMiddleware:
         prefix: str = "/pool",
         details: Details | None = None,
         authorize: Authorize | None = None,
+        control: Authorize | None = None,
         probe_max_age: float = 5.0,
         probe_timeout: float = 2.0,
         service: str | None = None,
@@ -56,6 +57,9 @@ class PoolMiddleware:
             authorize: Says whether a request may see details, /pool/leases and the live page at /pool/, which exist
                 only with it; `def` (which must not block) or `async def`, which has `probe_timeout` seconds. Only
                 True means yes; an exception means no.
+            control: Says whether a request that `authorize` allows may also act at /pool/control, which exists only
+                with it: expire, suspend, resume and resize a pool in all workers, as the buttons of the page do. Asked
+                as `authorize` is.
             probe_max_age: How old the last sign of life of a back-end may be, in seconds.
             probe_timeout: How long a health check waits for a back-end, in seconds.
             service: A name, of letters, digits, dots, dashes and underscores, by which the workers of one service
@@ -72,6 +76,7 @@ class PoolMiddleware:
             prefix=prefix,
             details=details,
             authorize=authorize,
+            control=control,
             probe_max_age=probe_max_age,
             probe_timeout=probe_timeout,
             service=service,

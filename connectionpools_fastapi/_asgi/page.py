@@ -5,7 +5,7 @@ The page's files tell nothing about the pools, so any request may have them; the
 
 import json
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -68,7 +68,12 @@ def page_response(path: str) -> Response:
 
 def is_of_another_site(scope: Scope) -> bool:
     """Whether a browser says that a page of another site has made a request."""
-    return Headers(scope=scope).get("sec-fetch-site", "none") not in ("none", "same-origin")
+    headers = Headers(scope=scope)
+    if (site := headers.get("sec-fetch-site")) is not None:
+        return site not in ("none", "same-origin")
+    # Old browsers, and those that came by http:, say only this; a request without has no page.
+    origin = headers.get("origin")
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
 
 
 class Viewers:
@@ -88,7 +93,9 @@ class Viewers:
         """End all streams within a second."""
         self._has_ended = True
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(
+        self, scope: Scope, receive: Receive, send: Send, headers: Mapping[str, str] = STREAM_HEADERS
+    ) -> None:
         """Serve one viewer; the one after the last is told to come again."""
         if self._count >= MOST_VIEWERS:
             detail = f"{MOST_VIEWERS} viewers read this page already; try again when one has left"
@@ -101,7 +108,7 @@ class Viewers:
         try:
             async with anyio.create_task_group() as group:
                 group.start_soon(_wait_until_gone, receive, group.cancel_scope)
-                await self._show(self._shared, send)
+                await self._show(self._shared, headers, send)
                 group.cancel_scope.cancel()
         finally:
             self._count -= 1
@@ -113,12 +120,12 @@ class Viewers:
         if not self._count:
             self._shared = None
 
-    async def _show(self, shared: "SharedPicture", send: Send) -> None:
+    async def _show(self, shared: "SharedPicture", headers: Mapping[str, str], send: Send) -> None:
         """Send the newest picture each second: a viewer that reads slowly misses those in between."""
-        headers = [(name.lower().encode(), value.encode()) for name, value in STREAM_HEADERS.items()]
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         until = anyio.current_time() + LONGEST_STREAM
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.start", "status": 200, "headers": raw})
             while anyio.current_time() < until and not (self._has_ended or _server_stops()):
                 body = await shared.newest()
                 with anyio.move_on_after(HANGS_AFTER) as limit:

@@ -108,7 +108,7 @@ def diagnose(seen: Seen) -> Diagnosis:
     """Say what is wrong with a pool in one worker."""
     if seen.stats["status"] == "suspended":
         waiting = _callers(seen.stats["waiting"], "waits", "wait")
-        return Diagnosis("suspended", "Suspended", f"{waiting} until the pool is resumed.", "Call resume() to go on.")
+        return Diagnosis("suspended", "Suspended", f"{waiting} until the pool is resumed.", "Resume it to go on.")
     if seen.stats["status"] != "open":
         remedy = "Look into the log: nothing has opened it yet, its start failed, or the service is shutting down."
         return Diagnosis("closed", "Not open", f"The pool is {seen.stats['status']}.", remedy)

@@ -38,6 +38,7 @@ MOST_WORKERS = 1000
 SERVICE = re.compile(r"[A-Za-z0-9._-]{1,50}")
 
 Tell = Callable[[dict[str, Any]], Awaitable[Any]]
+Ask = Callable[["SocketStream"], Awaitable[Any]]
 
 
 class Workers:
@@ -83,28 +84,30 @@ class Workers:
         if self._serving is not None:
             self._serving.cancel()
 
-    async def ask(self, question: dict[str, Any], within: float) -> dict[int, Any]:
+    async def ask(self, question: dict[str, Any], within: float, alive_within: float = ALIVE_WITHIN) -> dict[int, Any]:
         """Ask all other workers the same question.
 
         Args:
             question: Plain values.
             within: How long an answer may take, in seconds.
+            alive_within: How long a worker may take to show that its event loop runs, in seconds.
 
         Returns:
-            The answers by number; None for a worker that hangs.
+            The answers by number; None for a worker that hangs. One whose event loop does not run in time does not
+            get the question, later either.
         """
         answers: dict[int, Any] = {}
         async with anyio.create_task_group() as group:
             for number in self._others():
-                group.start_soon(self._ask_one, number, question, within, answers)
+                group.start_soon(self._ask_one, number, partial(_ask, question, within, alive_within), answers)
         return dict(sorted(answers.items()))
 
-    async def _ask_one(self, number: int, question: dict[str, Any], within: float, answers: dict[int, Any]) -> None:
+    async def _ask_one(self, number: int, ask: Ask, answers: dict[int, Any]) -> None:
         with suppress(OSError, anyio.BrokenResourceError, anyio.EndOfStream, anyio.IncompleteRead):  # it has just ended
             async with await anyio.connect_unix(f"\0{self._name}{number}") as stream:
                 if _is_same_user(stream):
                     answers[number] = None
-                    answers[number] = await _ask(stream, question, within)
+                    answers[number] = await ask(stream)
                 return
         answers.pop(number, None)
 
@@ -138,15 +141,15 @@ class Workers:
                 )
 
 
-async def _ask(stream: "SocketStream", question: dict[str, Any], within: float) -> Any:
+async def _ask(question: dict[str, Any], within: float, alive_within: float, stream: "SocketStream") -> Any:
     """Return the answer, or None if there is none in time."""
     received = _buffered(stream)
-    await stream.send(json.dumps(question).encode() + b"\n")
-    with anyio.move_on_after(ALIVE_WITHIN) as hanging:
+    with anyio.move_on_after(alive_within) as hanging:
         await received.receive_exactly(len(ALIVE))
     if hanging.cancelled_caught:
         return None
     with anyio.move_on_after(within):
+        await stream.send(json.dumps(question).encode() + b"\n")
         return json.loads(await received.receive_until(b"\n", LONGEST_ANSWER))
     return None
 

@@ -24,7 +24,18 @@ ROUTE = "GET /private-route"
 CANARY = "canary7f3a"  # part of all that the client sends
 PRIVATE = (ROUTE, "private-route", "db.internal", "hunter2", "ConnectionRefused", "the-token")
 
-OWN = ("health", "health/live", "health/ready", "health/db", "health/down", "metrics", "leases", "stream", "")
+OWN = (
+    "health",
+    "health/live",
+    "health/ready",
+    "health/db",
+    "health/down",
+    "metrics",
+    "leases",
+    "stream",
+    "",
+    "control",
+)
 STATUSES = {"pass", "warn", "fail"}
 WORDS = {"new", "open", "suspended", "closing", "closed"}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "get", CANARY)
@@ -57,7 +68,9 @@ VALUES = (
 
 text = st.text(st.characters(max_codepoint=0xFF), max_size=30)
 values = (st.sampled_from(VALUES) | text).map(lambda value: value + ";" + CANARY if value != "*/*" else value)
-segments = st.sampled_from(("pool", "health", "metrics", "leases", "stream", "db", "..", "", ".", "%2e", "//", CANARY))
+segments = st.sampled_from(
+    ("pool", "health", "metrics", "leases", "stream", "control", "db", "..", "", ".", "%2e", "//", CANARY)
+)
 paths = (
     st.sampled_from(OWN).map(lambda own: f"/pool/{own}")
     | st.tuples(st.sampled_from(OWN), st.sampled_from(("/", "//", "/.", ";x", "%00", "\x00", CANARY))).map(
@@ -119,7 +132,7 @@ def service(request: pytest.FixtureRequest) -> Iterator[Service]:
     app = FastAPI(docs_url=None, openapi_url=None)
     db = things(name="db", min_free=1)
     down = ConnectionPool(create=refuse, name="down", blocking=False, timeout=0)
-    options: dict[str, Any] = {"authorize": by_token} if request.param == "with authorize" else {}
+    options: dict[str, Any] = {"authorize": by_token, "control": by_token} if request.param == "with authorize" else {}
     install_pools(app, db, down, probe_timeout=0.05, **options)
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
@@ -166,7 +179,10 @@ def test_strangers_get_safe_answers_with_verdicts_and_counts_only(service: Servi
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert "set-cookie" not in answer.headers
     assert "access-control-allow-origin" not in answer.headers
-    if request["method"] not in ("GET", "HEAD"):
+    if answer.headers.get("allow") == "POST":
+        assert (answer.status, answer.body) == (405, b"")
+        assert request["method"] != "POST"
+    elif request["method"] not in ("GET", "HEAD") and (request["method"], answer.status) != ("POST", 403):
         assert (answer.status, answer.headers["allow"], answer.body) == (405, "GET, HEAD", b"")
     elif request["method"] == "HEAD":
         assert answer.body == b""

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, expect, sync_playwright
 
 from tests.processes import Process
 from tests.programs import path_of
@@ -49,8 +50,12 @@ def is_allowed(request):
     return os.environ.get("TOKEN") in (None, request.headers.get("authorization"))
 
 
+def may_act(request):
+    return "CONTROL" in os.environ
+
+
 app = FastAPI()
-install_pools(app, db, cache, authorize=is_allowed)
+install_pools(app, db, cache, authorize=is_allowed, control=may_act)
 
 
 async def hold(lease):
@@ -161,6 +166,15 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     for context in contexts:
         context.close()
     assert wrong == []
+
+
+def squat(service: Service, number: int) -> socket.socket:
+    """Be a worker of a service that never answers."""
+    (name,) = re.findall(rf"@(connectionpools_\S+\.{service.process.pid}\..*/)0", Path("/proc/net/unix").read_text())
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"\0{name}{number}")
+    listener.listen()
+    return listener
 
 
 def see(page: Page, verdict: str) -> None:
@@ -307,3 +321,129 @@ def test_server_stops_beside_an_open_page(service: Service, open_page: Callable[
     service.stop()
     assert time.monotonic() - began < 10  # not the 20 s of a whole stream
     see(page, "The service does not answer.")
+
+
+# --- the buttons ----------------------------------------------------------------------------------
+
+
+def button(page: Page, action: str, name: str = "db") -> Any:
+    return card(page, name).locator(f"[data-action={action}]")
+
+
+def press(page: Page, action: str, name: str = "db") -> None:
+    """Press a button, and confirm."""
+    button(page, action, name).click()
+    page.locator("#question [type=submit]").click()
+
+
+def outcome(page: Page, text: str) -> None:
+    expect(page.locator("#outcome")).to_have_text(text, timeout=SOON)
+
+
+def test_page_has_no_buttons_without_control(service: Service, open_page: Callable[..., Page]) -> None:
+    page = open_page(service)
+    see(page, "Both pools are fine.")
+    expect(card(page).locator(".control")).to_be_hidden()
+    order = 'fetch("control", {method: "POST", headers: {"content-type": "application/json"}, body: "{}"})'
+    assert page.evaluate(f"{order}.then((answer) => answer.status)") == 403
+
+
+def test_button_acts_after_a_confirmation_by_keyboard_alone(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    with Service(tmp_path, CONTROL="yes", TOKEN=TOKEN) as service:
+        page = open_page(service, viewport={"width": 1180, "height": 840})
+        page.get_by_label("Authorization header").fill(TOKEN)
+        page.keyboard.press("Enter")
+        see(page, "Both pools are fine.")
+        button(page, "suspend").focus()
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("dialog", name="Suspend db?")).to_be_visible()
+        expect(page.get_by_role("button", name="Cancel")).to_be_focused()
+        page.keyboard.press("Escape")
+        expect(button(page, "suspend")).to_be_focused()
+        assert "asked" not in service.log
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        outcome(page, "Done.")
+        expect(page.get_by_role("button", name="Close")).to_be_focused()
+        page.keyboard.press("Enter")
+        see(page, "db: suspended. The other pool is fine.")
+        expect(button(page, "resume")).to_be_focused(timeout=SOON)
+        expect(button(page, "suspend")).to_be_hidden()
+        press(page, "resume")
+        outcome(page, "Done.")
+        page.keyboard.press("Escape")
+        see(page, "Both pools are fine.")
+        expect(card(page).locator(".events")).to_contain_text("resumed by you")
+        assert service.log.count("a request asked to") == 2
+        assert TOKEN not in service.log
+
+
+def test_button_acts_in_all_workers(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    with Service(tmp_path, "--workers", "2", CONTROL="yes") as service:
+        page = open_page(service)
+        expect(card(page).locator("[data-is=used]")).to_have_text("0 of 8", timeout=SOON)
+        button(page, "resize").click()
+        limit = page.get_by_label("Limit of each worker")
+        expect(limit).to_have_value("4")
+        for wrong in ("0", "1.5", "10001", ""):
+            limit.fill(wrong)
+            page.keyboard.press("Enter")
+            assert page.evaluate("document.querySelector('#limit').validity.valid") is False
+        limit.fill("7")
+        expect(page.locator("#together")).to_have_text("14 in all workers")
+        page.keyboard.press("Enter")
+        outcome(page, "Done in both workers.")
+        page.keyboard.press("Escape")
+        expect(card(page).locator("[data-is=used]")).to_have_text("0 of 14", timeout=SOON)
+        with squat(service, 7):
+            press(page, "suspend")
+            outcome(page, "Done in 2 of 3 workers. Worker 7: the worker does not answer.")
+        page.get_by_role("button", name="Try again").click()
+        outcome(page, "Done in both workers.")
+        assert service.log.count("a request asked to") == 3
+
+
+def test_question_is_as_wide_as_its_screen(tmp_path: Path, open_page: Callable[..., Page]) -> None:
+    with Service(tmp_path, CONTROL="yes") as service:
+        for width in (320, 1280):
+            page = open_page(service, viewport={"width": width, "height": 640}, color_scheme="dark", has_touch=True)
+            see(page, "Both pools are fine.")
+            button(page, "resize").tap()
+            box = page.locator("#question").bounding_box()
+            assert box is not None
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            ground = page.evaluate("getComputedStyle(document.getElementById('question')).backgroundColor")
+            assert ground == "rgb(27, 30, 34)"
+
+
+FORM = """([target, order]) => {
+    const form = Object.assign(document.createElement("form"), {action: target, method: "POST", enctype: "text/plain"});
+    const [name, value] = order.split("=");
+    form.append(Object.assign(document.createElement("input"), {name, value}));
+    document.body.append(form);
+    form.submit();
+}"""
+
+
+def test_page_of_another_site_cannot_act(tmp_path: Path, browser: Browser) -> None:
+    with Service(tmp_path, CONTROL="yes") as service:
+        page = browser.new_context().new_page()
+        page.goto(service.address.replace("127.0.0.1", "localhost") + "/stats")
+        target = f"{service.address}/pool/control"
+        answers: list[int] = []
+        page.on("response", lambda response: answers.append(response.status) if response.url == target else None)
+        send = "([target, body, options]) => fetch(target, {method: 'POST', body, ...options})"
+        order = '{"pool": "db", "action": "suspend"}'
+        with pytest.raises(Error, match="Failed to fetch"):
+            page.evaluate(send, [target, order, {"headers": {"content-type": "application/json"}}])
+        page.evaluate(send, [target, order, {"mode": "no-cors"}])
+        with page.expect_navigation():
+            page.evaluate(FORM, [target, '{"pool": "db", "action": "suspend", "x": "="}'])
+        page.context.close()
+        assert set(answers) <= {403, 405}
+        assert 403 in answers
+        assert service.ask("/stats")["status"] == "open"
+        assert "asked" not in service.log

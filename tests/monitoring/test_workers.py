@@ -18,7 +18,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from connectionpools_fastapi import ConnectionPool, install_pools, mark_unready
-from connectionpools_fastapi._asgi import readiness
+from connectionpools_fastapi._asgi import endpoints, readiness
 from connectionpools_fastapi._monitoring.workers import Workers
 from tests.support import settled
 
@@ -49,10 +49,10 @@ async def joined(service: str | None, answer: Any = None) -> AsyncIterator[Worke
         await settled()
 
 
-def squat(workers: Workers, number: int) -> socket.socket:
+def squat(name: str, number: int) -> socket.socket:
     """Listen at a number of the service, and never answer."""
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(f"\0{workers._name}{number}")
+    listener.bind(f"\0{name}{number}")
     listener.listen()
     return listener
 
@@ -81,10 +81,19 @@ async def test_two_services_do_not_mix(service: str) -> None:
 
 async def test_worker_that_hangs_is_named_within_a_moment(service: str) -> None:
     async with joined(service, "a") as first, joined(service, "b"):
-        with squat(first, 7):
+        with squat(first._name, 7):
             began = anyio.current_time()
             assert await first.ask({"what": 5}, HOW_LONG) == {1: ["b", 5], 7: None}
             assert anyio.current_time() - began < HOW_LONG
+
+
+async def test_worker_that_hangs_never_gets_the_question(service: str) -> None:
+    async with joined(service) as first:
+        with squat(first._name, 7) as listener:
+            assert await first.ask({"what": 5}, HOW_LONG, 0.01) == {7: None}
+            connection, _ = listener.accept()  # as it does when it goes on
+            with connection:
+                assert connection.recv(1) == b""
 
 
 async def test_slow_answer_is_cut_off_by_its_own_limit(service: str) -> None:
@@ -187,6 +196,34 @@ def test_a_worker_that_is_marked_unready_tells_the_others(service: str, monkeypa
                 assert time.monotonic() < until
             assert first.get("/pool/health/ready").status_code == 503
             assert second.get("/pool/health").json()["status"] == "pass"
+
+
+def test_action_reaches_all_workers_and_names_those_that_hang(
+    service: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = [ConnectionPool(create=object, limit=2, name="db") for _ in range(2)]
+    options: dict[str, Any] = {"service": service, "authorize": lambda _: True, "control": lambda _: True}
+    first, second = [serving(pool, **options) for pool in pools]
+    with first, second:
+        answer = second.post("/pool/control", json={"pool": "db", "action": "resize", "limit": 5})
+        assert (answer.status_code, answer.json()) == (200, {"workers": {"0": "done", "1": "done"}})
+        assert [pool.limit for pool in pools] == [5, 5]
+        monkeypatch.setattr(endpoints, "ACTS_WITHIN", 0.2)
+        name = re.findall(rf"@(.*/{service}/)0", Path("/proc/net/unix").read_text())[0]
+        with squat(name, 7):
+            answer = first.post("/pool/control", json={"pool": "db", "action": "suspend"})
+        outcomes = {"0": "done", "1": "done", "7": "the worker does not answer"}
+        assert (answer.status_code, answer.json()) == (504, {"workers": outcomes})
+        assert [pool.status for pool in pools] == ["suspended", "suspended"]
+        pools[1].close_sync()
+        answer = first.post("/pool/control", json={"pool": "db", "action": "resume"})
+        assert (answer.status_code, answer.json()["workers"]["1"]) == (409, "the pool is not open")
+    lines = [record.getMessage() for record in caplog.records if getattr(record, "pool_event", None) == "controlled"]
+    assert lines == [
+        "pool 'db': a request asked to resize it to 5: done in 2 of 2 workers",
+        "pool 'db': a request asked to suspend it: done in 2 of 3 workers, not in 7",
+        "pool 'db': a request asked to resume it: done in 1 of 2 workers, not in 1",
+    ]
 
 
 def test_ready_speaks_for_the_answering_worker_only(service: str) -> None:

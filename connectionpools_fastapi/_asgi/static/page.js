@@ -16,6 +16,8 @@ const find = (id) => document.getElementById(id);
 const pools = new Map(); // what is known of each pool, by name
 let newsAt = Date.now();
 let authorization = "";
+let mayControl = false;
+let questions = 0; // that were asked
 
 // --- words and numbers ---------------------------------------------------------------------------
 
@@ -105,9 +107,10 @@ function cardOf(name) {
     const card = find("pool").content.firstElementChild.cloneNode(true);
     card.id = `pool-${encodeURIComponent(name)}`;
     card.setAttribute("aria-label", `Pool ${name}`);
+    for (const button of card.querySelectorAll("[data-action]")) button.onclick = () => ask(button, name);
     for (const tile of card.querySelectorAll("[data-tile]")) tile.insertBefore(trend(), tile.querySelector(".sub").nextSibling);
     find("pools").append(card);
-    pools.set(name, { card, past: [], events: [], before: null });
+    pools.set(name, { card, past: [], events: [], before: null, workers: 1 });
   }
   return pools.get(name);
 }
@@ -141,6 +144,8 @@ function showPool(pool, picture) {
   showLeases(card, pool.leases);
   showEvents(known);
   showTotals(card, stats);
+  known.workers = picture.workers - picture.hanging.length;
+  showControl(card, stats);
 }
 
 const REASONS = {
@@ -229,6 +234,106 @@ function showTotals(card, stats) {
     row.append(element("dt", name.replaceAll("_", " ")), element("dd", count(number)));
     return row;
   });
+}
+
+// --- control -------------------------------------------------------------------------------------
+
+const QUESTIONS = {
+  suspend: {
+    verb: "Suspend", done: "suspended by you",
+    text: "New callers wait until you resume it, each up to its own timeout. Leases go on and end as usual. Nothing is created meanwhile.",
+  },
+  resume: {
+    verb: "Resume", done: "resumed by you",
+    text: "The callers that wait are served in order, and new ones as usual.",
+  },
+  expire: {
+    verb: "Expire", done: "expired by you",
+    text: "All resources are replaced: the free ones at once, each other one when it comes back. Callers get new ones.",
+  },
+  resize: {
+    verb: "Resize", done: "resized by you",
+    text: "With a higher limit callers that wait are served at once; with a lower one surplus resources are cleaned when they are free.",
+  },
+};
+
+// The buttons are those that a pool of this status has.
+function showControl(card, stats) {
+  const group = card.querySelector(".control");
+  const has = { suspend: /open/.test(stats.status), resume: /suspended/.test(stats.status) };
+  group.hidden = !mayControl || !("acquires" in stats) || !(has.suspend || has.resume);
+  const focused = document.activeElement;
+  for (const button of group.children) button.hidden = !(has[button.dataset.action] ?? true);
+  if (focused.hidden && group.contains(focused)) focusOn(focused);
+}
+
+function focusOn(button) {
+  (button.hidden ? button.parentElement.querySelector("button:not([hidden])") : button).focus();
+}
+
+function ask(button, name) {
+  const { action } = button.dataset;
+  const known = pools.get(name);
+  const { workers } = known;
+  const own = ++questions;
+  const dialog = find("question");
+  const [cancel, go] = dialog.querySelectorAll(".answers button");
+  const { verb, done, text } = QUESTIONS[action];
+  const where = workers > 1 ? ` This is done in ${workers === 2 ? "both" : `all ${workers}`} workers.` : "";
+  write(find("question-title"), `${verb} ${name}?`);
+  write(find("question-text"), text + where);
+  const { limit } = dialog.querySelector("form");
+  find("resize").hidden = limit.disabled = action !== "resize";
+  write(find("resize").querySelector("label"), workers > 1 ? "Limit of each worker" : "Limit");
+  limit.value = Math.round(known.before.stats.limit / workers);
+  limit.oninput = () => write(find("together"), workers > 1 && limit.value ? `${count(limit.value * workers)} in all workers` : "");
+  limit.oninput();
+  const tell = (outcome, isBad) => {
+    find("outcome").className = isBad ? "bad" : "";
+    write(find("outcome"), outcome);
+  };
+  tell("", false);
+  write(cancel, "Cancel");
+  write(go, verb);
+  go.hidden = go.disabled = false;
+  cancel.onclick = () => dialog.close();
+  dialog.onclose = () => focusOn(button);
+  dialog.querySelector("form").onsubmit = async (event) => {
+    event.preventDefault();
+    go.disabled = true;
+    tell("Asking …", false);
+    const order = { pool: name, action, ...(action === "resize" && { limit: limit.valueAsNumber }) };
+    const { said, isDone } = await control(order);
+    if (isDone) known.events.unshift({ at: newsAt / 1000, since: newsAt / 1000, text: order.limit ? `${done} to ${count(order.limit)}` : done, number: 1, tone: "", isTurn: true });
+    if (own !== questions || !dialog.open) return; // the reader is past this question
+    tell(said, !isDone);
+    write(cancel, "Close");
+    write(go, "Try again");
+    go.hidden = isDone;
+    go.disabled = false;
+    cancel.focus();
+  };
+  dialog.showModal();
+}
+
+// Send an order; say what became of it.
+async function control(order) {
+  const headers = { "content-type": "application/json", ...(authorization && { authorization }) };
+  try {
+    const response = await fetch("control", { method: "POST", headers, body: JSON.stringify(order), signal: AbortSignal.timeout(DEAD) });
+    const { workers, detail } = await response.json().catch(() => ({}));
+    if (!workers) return { said: `Not done: ${response.status === 403 ? "not allowed" : (detail ?? `status ${response.status}`)}.`, isDone: false };
+    const outcomes = Object.entries(workers);
+    const missed = outcomes.filter(([, outcome]) => outcome !== "done");
+    const number = outcomes.length;
+    if (!missed.length) return { said: number === 1 ? "Done." : `Done in ${number === 2 ? "both" : `all ${number}`} workers.`, isDone: true };
+    if (number === 1) return { said: `Not done: ${missed[0][1]}.`, isDone: false };
+    const why = missed.map(([worker, outcome]) => `Worker ${worker}: ${outcome}.`);
+    return { said: [`Done in ${number - missed.length} of ${number} workers.`, ...why].join(" "), isDone: false };
+  } catch (error) {
+    console.warn(error);
+    return { said: "The service does not answer. Look at the pool before you try again.", isDone: false };
+  }
 }
 
 // --- history, which is in this page only ---------------------------------------------------------
@@ -360,6 +465,7 @@ async function readStream() {
       say("none", answer ? `${answer[0].toUpperCase()}${answer.slice(1)}.` : `The service answers with status ${response.status}.`);
       return await pause(5000);
     }
+    mayControl = response.headers.get("Connectionpools-Control") === "allowed";
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let received = "";
     let pictures = 0;
