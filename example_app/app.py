@@ -38,7 +38,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.feed = Feed()
     app.state.database = Database(settings)
     app.state.cache = make_cache(settings)
-    install_pools(app, *app.state.database.pools, *app.state.cache.pools, authorize=is_on_loopback)
+    pools = (*app.state.database.pools, *app.state.cache.pools)
+    install_pools(app, *pools, authorize=is_on_loopback, control=is_on_loopback)
     app.add_middleware(SecurityHeaders, docs="/docs")
     app.add_exception_handler(RequestValidationError, _say_what_is_wrong)
     for kind in (OperationalError, InterfaceError):

@@ -1,4 +1,4 @@
-"""Security: the headers that tell browsers what a page may do, and the requests that may see the pools."""
+"""Security: the headers that tell browsers what a page may do, and the requests that may see and control the pools."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection

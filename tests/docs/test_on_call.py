@@ -381,8 +381,9 @@ def test_button_acts_after_a_confirmation_by_keyboard_alone(tmp_path: Path, open
 
 def test_button_acts_in_all_workers(tmp_path: Path, open_page: Callable[..., Page]) -> None:
     with Service(tmp_path, "--workers", "2", CONTROL="yes") as service:
-        page = open_page(service)
+        page = open_page(service, viewport={"width": 1180, "height": 840})
         expect(card(page).locator("[data-is=used]")).to_have_text("0 of 8", timeout=SOON)
+        service.ask("/traffic/100")
         button(page, "resize").click()
         limit = page.get_by_label("Limit of each worker")
         expect(limit).to_have_value("4")
@@ -392,6 +393,7 @@ def test_button_acts_in_all_workers(tmp_path: Path, open_page: Callable[..., Pag
             assert page.evaluate("document.querySelector('#limit').validity.valid") is False
         limit.fill("7")
         expect(page.locator("#together")).to_have_text("14 in all workers")
+        picture_of(page, "control")
         page.keyboard.press("Enter")
         outcome(page, "Done in both workers.")
         page.keyboard.press("Escape")

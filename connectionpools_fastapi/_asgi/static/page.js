@@ -253,7 +253,7 @@ const QUESTIONS = {
   },
   resize: {
     verb: "Resize", done: "resized by you",
-    text: "With a higher limit callers that wait are served at once; with a lower one surplus resources are cleaned when they are free.",
+    text: "With a higher limit, callers that wait are served at once; with a lower one, surplus resources are cleaned when they are free.",
   },
 };
 
