@@ -117,6 +117,8 @@ def order_of(body: bytes) -> Order:
     ):
         raise HTTPException(400, 'write {"pool": "db", "action": "expire"}')
     action, limit = order.get("action"), order.get("limit")
+    if isinstance(limit, float) and limit.is_integer():  # JSON has one kind of number
+        limit = int(limit)
     if action not in ACTIONS:
         raise HTTPException(400, f"action must be one of {', '.join(ACTIONS)}")
     if action != "resize" and "limit" in order:

@@ -22,7 +22,17 @@ from ..pool import ConnectionPool
 from ..stats import Observable
 from .authorization import Authorization, Authorize
 from .control import ACTS_WITHIN, CONTROL, CONTROL_HEADERS, Control, Order, carry_out
-from .page import EVERY, FILES, STREAM, STREAM_HEADERS, Viewers, is_of_another_site, page_response
+from .page import (
+    DESCRIPTION,
+    EVERY,
+    FILES,
+    STREAM,
+    STREAM_HEADERS,
+    Viewers,
+    description_response,
+    is_of_another_site,
+    page_response,
+)
 from .pools import RESERVED, checked_pools, started_pools
 from .readiness import Readiness
 from .responses import HEADERS, checks_of, health_response
@@ -137,6 +147,8 @@ class Endpoints:
             response = Response(body, headers={"Content-Type": content_type, "Vary": "Accept", **HEADERS})
         elif path == "leases":
             response = await self._leases(scope, pools)
+        elif path == DESCRIPTION:
+            response = description_response(scope.get("root_path", "") + self.prefix)
         elif path in FILES:
             response = page_response(path)
         else:

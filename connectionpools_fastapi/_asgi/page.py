@@ -20,10 +20,12 @@ from .._runtime.current import current_loop
 from .responses import HEADERS
 
 STREAM = "stream"
+DESCRIPTION = "openapi.json"
 FILES = {
     "": ("index.html", "text/html; charset=utf-8"),
     "page.css": ("page.css", "text/css; charset=utf-8"),
     "page.js": ("page.js", "text/javascript; charset=utf-8"),
+    DESCRIPTION: ("openapi.json", "application/json"),
 }
 STATIC = Path(__file__).parent / "static"
 
@@ -64,6 +66,11 @@ def page_file(path: str) -> bytes:
 def page_response(path: str) -> Response:
     """Return one of the page's files."""
     return Response(page_file(path), headers={"Content-Type": FILES[path][1], **PAGE_HEADERS})
+
+
+def description_response(url: str) -> Response:
+    """Return the description of the endpoints, which are below a URL, as OpenAPI has it."""
+    return JSONResponse({**json.loads(page_file(DESCRIPTION)), "servers": [{"url": url}]}, headers=HEADERS)
 
 
 def is_of_another_site(scope: Scope) -> bool:

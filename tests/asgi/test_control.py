@@ -189,7 +189,7 @@ BODIES = {
     "a limit of 0": (400, {"pool": "db", "action": "resize", "limit": 0}),
     "a limit below 0": (400, {"pool": "db", "action": "resize", "limit": -1}),
     "a limit too high": (400, {"pool": "db", "action": "resize", "limit": HIGHEST_LIMIT + 1}),
-    "a limit with a fraction": (400, {"pool": "db", "action": "resize", "limit": 2.0}),
+    "a limit with a fraction": (400, {"pool": "db", "action": "resize", "limit": 2.5}),
     "a limit that is a bool": (400, {"pool": "db", "action": "resize", "limit": True}),
     "a limit that is text": (400, {"pool": "db", "action": "resize", "limit": CANARY}),
     "a limit for suspend": (400, {**SUSPEND, "limit": 1}),
