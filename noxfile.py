@@ -16,7 +16,7 @@ PARALLEL = ["-n", "4"]
 # What starts a server, browser or worker.
 SLOW = (
     "adapters asgi/test_workers.py benchmarks budgets/test_processes.py docs example_app "
-    "monitoring/test_multiprocess.py"
+    "monitoring/test_multiprocess.py testing"
 )
 FAST = [f"--ignore=tests/{name}" for name in SLOW.split()]
 # Interpreters of pyenv that are not on the PATH.

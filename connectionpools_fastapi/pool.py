@@ -211,7 +211,8 @@ class ConnectionPool(Generic[T]):
             msg = f"pool {name!r}: keepalive={keepalive:g} needs a check, as check=lambda conn: conn.is_usable()"
             raise PoolConfigError(msg)
         self._engine: Engine[T] = engine
-        self._life = Life(engine)
+        self._life: Life[T] = Life(engine)
+        self._manager = manager
 
     # --- its life -------------------------------------------------------------------------
 
@@ -435,6 +436,11 @@ class ConnectionPool(Generic[T]):
     def name(self) -> str:
         """What errors, logs, health and metrics call the pool."""
         return self._engine.name
+
+    @property
+    def manager(self) -> ResourceManager[T] | None:
+        """The manager that it was made with; None if it was made with the hooks one by one."""
+        return self._manager
 
     @property
     def status(self) -> str:

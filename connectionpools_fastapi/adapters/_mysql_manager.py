@@ -265,6 +265,22 @@ class MysqlManager(ResourceManager[T]):
         """
         return refuse_prepare(resets_session=self._resets_session)
 
+    def sandbox(self, resource: T) -> ResourceManager[T]:
+        """Make the manager of a sandbox, for `connectionpools_fastapi.testing.sandbox`.
+
+        A statement before which MySQL commits, as CREATE TABLE, is refused. What a lease sets in its session lasts
+        as long as the sandbox. A query that is cancelled costs the connection, and so the sandbox.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Its hooks.
+        """
+        from ._mysql_sandbox import MysqlSandbox  # noqa: PLC0415 - only tests need it
+
+        return MysqlSandbox(self, resource)
+
     async def clean(self, resource: T) -> None:
         """Close a connection; a query that still runs is ended at the server, within two seconds.
 

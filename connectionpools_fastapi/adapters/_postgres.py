@@ -119,6 +119,15 @@ def verdict(code: str | None) -> Verdict | None:
     return "discard" if code.startswith("08") else _VERDICTS.get(code)
 
 
+# --- sandbox -------------------------------------------------------------------------------
+
+BEGIN_SANDBOX = "BEGIN; SAVEPOINT pool_lease;"
+# Checks deferred constraints, as a COMMIT does, and leaves them deferred.
+COMMIT_IN_SANDBOX = (
+    "SAVEPOINT pool_checked; SET CONSTRAINTS ALL IMMEDIATE; ROLLBACK TO SAVEPOINT pool_checked; "
+    "RELEASE SAVEPOINT pool_lease; SAVEPOINT pool_lease;"
+)
+
 # --- poolers -------------------------------------------------------------------------------
 
 BACKEND_PID = "SELECT pg_catalog.pg_backend_pid()"

@@ -244,6 +244,23 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
         """
         return refuse_prepare(resets_session=self._reset == "session", shares_sessions=self.shares_sessions)
 
+    def sandbox(self, resource: Connection[Any]) -> ResourceManager[Connection[Any]]:
+        """Make the manager of a sandbox, for `connectionpools_fastapi.testing.sandbox`.
+
+        A commit checks deferred constraints and sets a savepoint. A transaction has the isolation level of the
+        sandbox. LISTEN and NOTIFY, which wait for a commit, do nothing. BEGIN, COMMIT and ROLLBACK as text are
+        refused: write `conn.transaction()`, `conn.commit()` or `conn.rollback()`.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Its hooks.
+        """
+        from ._psycopg_sandbox import SyncPsycopgSandbox  # noqa: PLC0415 - only tests need it
+
+        return SyncPsycopgSandbox(self, resource, resets_session=self._reset == "session")
+
     def clean(self, resource: Connection[Any]) -> None:
         """Close a connection; a query that still runs in another thread is cancelled, within two seconds.
 

@@ -285,6 +285,25 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         shares = getattr(self._below or self._driver, "shares_sessions", False)
         return refuse_prepare(resets_session=self._reset != "transaction", shares_sessions=shares)
 
+    def sandbox(self, resource: Connection) -> ResourceManager[Connection]:
+        """Make the manager of a sandbox, for `connectionpools_fastapi.testing.sandbox`, by the driver's manager.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Its hooks.
+
+        Raises:
+            PoolConfigError: If there is none: for an engine of yours, and drivers other than psycopg and SQLite's.
+        """
+        from ._sqlalchemy_sandbox import SyncSqlalchemySandbox  # noqa: PLC0415 - only tests need it
+
+        if self._below is None:
+            raise _mistake("a sandbox needs the URL of a database, by psycopg or of SQLite, instead of an engine")
+        below: Any = self._below
+        return SyncSqlalchemySandbox(self, resource, below.sandbox(cast("PooledConnection", resource).driven))
+
     def clean(self, resource: Connection) -> None:
         """Close a connection.
 

@@ -353,6 +353,19 @@ class AiosqliteManager(ResourceManager[aiosqlite.Connection]):
         """
         return self._database.refuse_prepare()
 
+    def sandbox(self, resource: aiosqlite.Connection) -> ResourceManager[aiosqlite.Connection]:
+        """Make the manager of a sandbox, for `connectionpools_fastapi.testing.sandbox`; see `SqliteManager.sandbox`.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Its hooks.
+        """
+        from ._aiosqlite_sandbox import AiosqliteSandbox  # noqa: PLC0415 - only tests need it
+
+        return AiosqliteSandbox(self, resource)
+
     async def clean(self, resource: aiosqlite.Connection) -> None:
         """Close a connection; a statement that still runs on it is interrupted.
 

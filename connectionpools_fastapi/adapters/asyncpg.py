@@ -330,6 +330,22 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         """
         return refuse_prepare(resets_session=self._resets_session, shares_sessions=self._shares_sessions)
 
+    def sandbox(self, resource: asyncpg.Connection) -> ResourceManager[asyncpg.Connection]:
+        """Make the manager of a sandbox, for `connectionpools_fastapi.testing.sandbox`.
+
+        A COMMIT checks deferred constraints and sets a savepoint. A transaction has the isolation level of the
+        sandbox. LISTEN and NOTIFY, which wait for a commit, do nothing.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Its hooks.
+        """
+        from ._asyncpg_sandbox import AsyncpgSandbox  # noqa: PLC0415 - only tests need it
+
+        return AsyncpgSandbox(self, resource, f"{RESET};" if self._resets_session else "")
+
     async def clean(self, resource: asyncpg.Connection) -> None:
         """Close a connection, by force after two seconds.
 

@@ -264,6 +264,23 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         """
         return refuse_prepare(resets_session=self._reset == "session", shares_sessions=self._shares_sessions)
 
+    def sandbox(self, resource: AsyncConnection[Any]) -> ResourceManager[AsyncConnection[Any]]:
+        """Make the manager of a sandbox, for `connectionpools_fastapi.testing.sandbox`.
+
+        A commit checks deferred constraints and sets a savepoint. A transaction has the isolation level of the
+        sandbox. LISTEN and NOTIFY, which wait for a commit, do nothing. BEGIN, COMMIT and ROLLBACK as text are
+        refused: write `conn.transaction()`, `conn.commit()` or `conn.rollback()`.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Its hooks.
+        """
+        from ._psycopg_sandbox import PsycopgSandbox  # noqa: PLC0415 - only tests need it
+
+        return PsycopgSandbox(self, resource, resets_session=self._reset == "session")
+
     async def clean(self, resource: AsyncConnection[Any]) -> None:
         """Close a connection; a query that still runs is cancelled, within a second.
 

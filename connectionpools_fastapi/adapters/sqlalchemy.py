@@ -253,6 +253,20 @@ class SqlalchemyManager(ResourceManager[AsyncConnection]):
             return refuse_prepare(resets_session=self._reset == "session")
         return self._driver.refuse_prepare()
 
+    def sandbox(self, resource: AsyncConnection) -> ResourceManager[AsyncConnection]:
+        """Make the manager of a sandbox, for `connectionpools_fastapi.testing.sandbox`, by the driver's manager.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Its hooks.
+        """
+        from ._sqlalchemy_sandbox import SqlalchemySandbox  # noqa: PLC0415 - only tests need it
+
+        driver: Any = self._driver
+        return SqlalchemySandbox(self, resource, driver.sandbox(cast("PooledConnection", resource).driven))
+
     async def clean(self, resource: AsyncConnection) -> None:
         """Close a connection, by its driver's manager.
 

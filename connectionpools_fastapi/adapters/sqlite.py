@@ -169,6 +169,22 @@ class SqliteManager(ResourceManager[sqlite3.Connection]):
         """
         return self._database.refuse_prepare()
 
+    def sandbox(self, resource: sqlite3.Connection) -> ResourceManager[sqlite3.Connection]:
+        """Make the manager of a sandbox, for `connectionpools_fastapi.testing.sandbox`.
+
+        The sandbox has SQLite's lock for writing from its begin to its end. Deferred foreign keys are
+        not checked, and what a lease changes without rows (PRAGMA, functions) lasts as long as the sandbox.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Its hooks.
+        """
+        from ._sqlite_sandbox import SqliteSandbox  # noqa: PLC0415 - only tests need it
+
+        return SqliteSandbox(self, cast("Session", resource))
+
     def clean(self, resource: sqlite3.Connection) -> None:
         """Close a connection; a statement that still runs on it is interrupted.
 

@@ -1,4 +1,4 @@
-"""Helpers for the tests of an application."""
+"""Helpers for the application of a test: other dependencies, and its lifespan."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -7,9 +7,9 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ._asgi.dependencies import LeaseUntilResponse
-from ._asgi.startup_checks import providers_of
-from .pool import ConnectionPool
+from .._asgi.dependencies import LeaseUntilResponse
+from .._asgi.startup_checks import providers_of
+from ..pool import ConnectionPool
 
 
 @contextmanager

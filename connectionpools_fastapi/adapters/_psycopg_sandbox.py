@@ -1,0 +1,225 @@
+"""The sandboxes of psycopg's managers: what their leases send stays within one transaction."""
+
+# ruff: noqa: SLF001 - changes how psycopg's connections end their transactions
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import cache
+from typing import Any
+
+from psycopg import Error
+from psycopg.pq import TransactionStatus
+
+from connectionpools_fastapi import Loan
+from connectionpools_fastapi.errors import PoolError, own
+from connectionpools_fastapi.manager import ResourceManager
+
+from ._postgres import BEGIN_SANDBOX, COMMIT_IN_SANDBOX
+from ._psycopg_leases import fault
+from ._psycopg_scripts import ROLLBACK_AND_DISCARD_ALL, Steps, ask
+from ._savepoints import KEEP, UNDO, control_of, lost, refusal
+
+DISCARD_ALL_BUT_THE_TRANSACTION = ROLLBACK_AND_DISCARD_ALL.decode().replace("ROLLBACK;", "") + ";"
+
+
+def keep(connection: Any) -> Steps:
+    """Commit, as far as the leases see it; the server answers the COMMIT of a failed transaction with ROLLBACK."""
+    if connection.pgconn.transaction_status == TransactionStatus.INERROR:
+        yield from undo(connection)
+        return
+    try:
+        yield from ask(connection, COMMIT_IN_SANDBOX.encode())
+    except Error:  # a deferred constraint fails
+        yield from undo(connection)
+        raise
+
+
+def undo(connection: Any) -> Steps:
+    """Roll back, as far as the leases see it."""
+    yield from ask(connection, UNDO.encode())
+
+
+class _Checked:
+    """The prepared statements of a connection; each statement passes here before it is sent."""
+
+    def __init__(self, prepared: Any) -> None:
+        self._prepared = prepared
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._prepared, name)
+
+    def get(self, query: Any, *args: Any) -> Any:
+        if control_of(query.query.decode(errors="replace")) is not None:
+            raise refusal("this statement", "write `conn.transaction()`, `conn.commit()` or `conn.rollback()`")
+        return self._prepared.get(query, *args)
+
+
+def _mapped(kind: Any) -> Any:
+    """Derive a class of a lease's connection that maps transactions to the savepoint."""
+
+    class Mapped(kind):  # type: ignore[misc] # a connection of psycopg
+        has_begun = False
+
+        def _start_query(self) -> Steps:
+            self.has_begun = self.has_begun or not self._autocommit
+            yield from ()
+
+        def _exec_command(self, command: Any, *args: Any, **options: Any) -> Steps:
+            if command not in {b"COMMIT", b"ROLLBACK"}:
+                return (yield from super()._exec_command(command, *args, **options))
+            self.has_begun = False
+            yield from (keep if command == b"COMMIT" else undo)(self)
+            return None
+
+        def _check_intrans_gen(self, attribute: str) -> Generator[Any, Any, None]:
+            if self.has_begun:
+                yield from super()._check_intrans_gen(attribute)
+
+        def after(self) -> Steps | None:
+            """Return what commits a statement, or undoes it, that was sent outside of a transaction."""
+            if self.has_begun or not self._autocommit:
+                return None
+            status = self.pgconn.transaction_status
+            if status == TransactionStatus.INTRANS:
+                return keep(self)
+            return undo(self) if status == TransactionStatus.INERROR else None
+
+    return Mapped
+
+
+@cache
+def _async_in_sandbox(kind: Any) -> Any:
+    class InSandbox(_mapped(kind)):  # type: ignore[misc] # made above
+        has_begun: bool
+
+        async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+            try:
+                return await super().wait(gen, *args, **options)
+            finally:
+                if (steps := self.after()) is not None:
+                    await super().wait(steps)
+
+        @asynccontextmanager
+        async def transaction(self, *args: Any, **options: Any) -> AsyncIterator[Any]:
+            is_outer = not self.has_begun
+            self.has_begun = True
+            try:
+                async with super().transaction(*args, **options) as transaction:
+                    yield transaction
+                if is_outer:
+                    await self.run(keep(self))
+            finally:
+                self.has_begun = not is_outer
+
+    return InSandbox
+
+
+@cache
+def _sync_in_sandbox(kind: Any) -> Any:
+    class InSandbox(_mapped(kind)):  # type: ignore[misc] # as above
+        has_begun: bool
+
+        def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
+            try:
+                return super().wait(gen, *args, **options)
+            finally:
+                if (steps := self.after()) is not None:
+                    super().wait(steps)
+
+        @contextmanager
+        def transaction(self, *args: Any, **options: Any) -> Iterator[Any]:
+            is_outer = not self.has_begun
+            self.has_begun = True
+            try:
+                with super().transaction(*args, **options) as transaction:
+                    yield transaction
+                if is_outer:
+                    self.run(keep(self))
+            finally:
+                self.has_begun = not is_outer
+
+    return InSandbox
+
+
+class _PsycopgSandbox(ResourceManager[Any]):
+    """What both sandboxes do."""
+
+    _in_sandbox: Callable[[Any], Any]
+
+    def __init__(self, manager: ResourceManager[Any], connection: Any, *, resets_session: bool) -> None:
+        self._manager = manager
+        self._connection = connection
+        self._resets_session = resets_session
+        self._has_begun = False
+
+    def _create(self) -> Steps:
+        connection = self._connection
+        if not self._has_begun:
+            yield from ask(connection, BEGIN_SANDBOX.encode())
+            self._has_begun = True
+            return
+        try:
+            yield from undo(connection)
+        except Error as error:
+            raise lost(type(self._manager).__name__) from error
+
+    def _change(self) -> Steps:
+        connection = self._connection
+        connection.wire.was_cut_off = False  # its query is over if the next one can be sent
+        if why := fault(connection):
+            raise own(PoolError(why))
+        connection.leases.end(connection)
+        return self._reset()
+
+    def _reset(self) -> Steps:
+        connection = self._connection
+        reset = DISCARD_ALL_BUT_THE_TRANSACTION if self._resets_session else ""
+        yield from ask(connection, f"{UNDO}{reset}{KEEP}".encode())
+        if self._resets_session:
+            connection.leases.forget_prepared(connection)
+        else:
+            connection.leases.restore_preparing(connection)
+
+    def lend(self, resource: Any, loan: Loan) -> Any:
+        lent: Any = self._manager.lend(resource, loan)
+        lent.__class__ = self._in_sandbox(type(lent))
+        lent._prepared = _Checked(lent._prepared)
+        return lent
+
+    def refuse_prepare(self) -> str | None:
+        return self._manager.refuse_prepare()
+
+
+class PsycopgSandbox(_PsycopgSandbox):
+    """The hooks of one sandbox of PsycopgManager."""
+
+    _in_sandbox = staticmethod(_async_in_sandbox)
+
+    async def create(self) -> Any:
+        await self._connection.run(self._create())
+        return self._connection
+
+    async def change(self, resource: Any) -> None:
+        if resource.tasks.cancelling is not None:
+            await resource.tasks.cancelling
+        await resource.run(self._change())
+
+    def prepared(self, resource: Any) -> Awaitable[None]:
+        done: Awaitable[None] = resource.commit()
+        return done
+
+
+class SyncPsycopgSandbox(_PsycopgSandbox):
+    """The hooks of one sandbox of SyncPsycopgManager."""
+
+    _in_sandbox = staticmethod(_sync_in_sandbox)
+
+    def create(self) -> Any:
+        self._connection.run(self._create())
+        return self._connection
+
+    def change(self, resource: Any) -> None:
+        resource.run(self._change())
+
+    def prepared(self, resource: Any) -> None:
+        resource.commit()

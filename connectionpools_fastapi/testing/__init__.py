@@ -1,0 +1,6 @@
+"""Helpers for the tests of an application."""
+
+from ._application import override_leased, started
+from ._sandbox import SandboxManager, sandbox
+
+__all__ = ["SandboxManager", "override_leased", "sandbox", "started"]
