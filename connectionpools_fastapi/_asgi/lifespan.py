@@ -87,6 +87,11 @@ def _claim_name(app: object, pool: Observable) -> Iterator[None]:
         _RUNNING.pop(key, None)
 
 
+def running_pools(app: object) -> list[Observable]:
+    """Return the pools of an application whose lifespan runs."""
+    return [pool for (key, _), pool in _RUNNING.items() if key == id(app)]
+
+
 def _check_pools(pools: tuple[Observable, ...], write: str) -> None:
     if not pools:
         msg = f"expected pools, got none; write {write}"

@@ -58,7 +58,7 @@ def control_of(sql: str) -> Control | None:
         PoolConfigError: If the sandbox cannot do what it says.
     """
     parts = statements(sql)
-    found = [control_of_one(part) for part in parts]
+    found: list[Control | None] = [control_of_one(part) for part in parts]
     if len(parts) > 1 and any(found):
         raise refusal("a script that begins or ends a transaction", "send these statements one by one")
     return found[0] if found else None

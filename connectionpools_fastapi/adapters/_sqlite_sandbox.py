@@ -88,18 +88,17 @@ class SandboxLent(Lent):
         self.loan.check()
         return self.has_begun
 
-    @property
-    def isolation_level(self) -> Any:
-        """How sqlite3 begins transactions."""
+    def _get_level(self) -> str | None:
         self.loan.check()
         return self._level
 
-    @isolation_level.setter
-    def isolation_level(self, level: Any) -> None:
+    def _set_level(self, level: str | None) -> None:
         self.loan.check()
         if level is None:
             self.commit()
         self._level = level
+
+    isolation_level: Any = property(_get_level, _set_level)  # how sqlite3 begins transactions
 
     @property
     def autocommit(self) -> Any:

@@ -1,0 +1,108 @@
+"""The pytest plugin of connectionpools_fastapi: fixtures for the tests of an application; needs the extra `pytest`.
+
+It imports the package, and FastAPI, only in tests that use one of its fixtures.
+"""
+
+import inspect
+from collections.abc import AsyncIterator, Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+MARKS = (
+    "pool_sandbox(*names): the pools that the fixture pool_sandbox puts into a sandbox; without it all that can be",
+)
+
+
+@pytest.fixture
+def started_app(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Run the lifespan of the application that your fixture `app` returns, and yield a client that speaks to it.
+
+    In an `async def` test it is an httpx.AsyncClient, and all runs in the loop of the test, of pytest-asyncio or
+    anyio's plugin. In a `def` test it is a TestClient.
+    """
+    yield from _provide(request, "started_app")
+
+
+@pytest.fixture
+def pool_sandbox(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Put the pools of the started application into sandboxes until the test ends; yield them by their names.
+
+    The mark `pool_sandbox("db")` names the pools; without it these are all whose managers have transactions.
+    """
+    request.getfixturevalue("started_app")
+    yield from _provide(request, "pool_sandbox")
+
+
+def _provide(request: pytest.FixtureRequest, name: str) -> Iterator[Any]:
+    """Provide the fixture that fits the test: of anyio's plugin, of pytest-asyncio, or without a loop."""
+    if not inspect.iscoroutinefunction(request.function):
+        kind = "sync"
+    elif type(request.node).__module__.startswith("pytest_asyncio"):  # also in its mode "auto"
+        kind = "asyncio"
+    elif "anyio_backend" in request.fixturenames:
+        kind = "anyio"
+    else:
+        pytest.fail(f"{name} in an async test needs @pytest.mark.anyio, or pytest-asyncio and its mark")
+    yield request.getfixturevalue(f"_{name}_of_{kind}")
+
+
+def _app_of(request: pytest.FixtureRequest) -> Any:
+    try:
+        return request.getfixturevalue("app")
+    except pytest.FixtureLookupError:
+        pytest.fail("started_app needs a fixture `app` that returns your application: write one in conftest.py")
+
+
+def _names_of(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    mark = request.node.get_closest_marker("pool_sandbox")
+    return () if mark is None else mark.args
+
+
+async def _started_app(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    from connectionpools_fastapi.testing._fixtures import started_client
+
+    async with started_client(_app_of(request)) as client:
+        yield client
+
+
+async def _pool_sandbox(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    from connectionpools_fastapi.testing._fixtures import sandboxes
+
+    async with sandboxes(_app_of(request), _names_of(request)) as pools:
+        yield pools
+
+
+# anyio's plugin takes async fixtures of plain pytest, in tests with its mark.
+_started_app_of_anyio = pytest.fixture(_started_app, name="_started_app_of_anyio")
+_pool_sandbox_of_anyio = pytest.fixture(_pool_sandbox, name="_pool_sandbox_of_anyio")
+
+
+@pytest.fixture
+def _started_app_of_sync(request: pytest.FixtureRequest) -> Iterator[Any]:
+    from connectionpools_fastapi.testing._fixtures import started_test_client
+
+    with started_test_client(_app_of(request)) as client:
+        yield client
+
+
+@pytest.fixture
+def _pool_sandbox_of_sync(request: pytest.FixtureRequest) -> Iterator[Any]:
+    from connectionpools_fastapi.testing._fixtures import sync_sandboxes
+
+    with sync_sandboxes(_app_of(request), _names_of(request)) as pools:
+        yield pools
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marks, and the fixtures for pytest-asyncio where it is there."""
+    for mark in MARKS:
+        config.addinivalue_line("markers", mark)
+    if config.pluginmanager.has_plugin("asyncio"):
+        import pytest_asyncio
+
+        fixtures = ModuleType("connectionpools_fastapi_asyncio")  # pytest-asyncio takes its own fixtures only
+        for name, of in (("_started_app_of_asyncio", _started_app), ("_pool_sandbox_of_asyncio", _pool_sandbox)):
+            setattr(fixtures, name, pytest_asyncio.fixture(of, name=name, loop_scope="function"))
+        config.pluginmanager.register(fixtures)

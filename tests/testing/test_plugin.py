@@ -1,0 +1,177 @@
+"""The fixtures of the pytest plugin, in runs of pytest of their own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "testing.md"
+WITHIN = 120.0
+
+INI = """
+[pytest]
+addopts = -p no:cacheprovider --strict-markers
+asyncio_default_fixture_loop_scope = function
+filterwarnings =
+    error
+    ignore:Using `httpx` with `starlette.testclient`
+"""
+
+APP = """
+import os
+import random
+from typing import Annotated, Any
+
+import pytest
+from fastapi import FastAPI
+
+from connectionpools_fastapi import ConnectionPool, Leased, install_pools
+from connectionpools_fastapi.adapters.psycopg import PsycopgManager
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture
+def app():
+    db = ConnectionPool(PsycopgManager(os.environ["DATABASE"]), limit=3, name="db")
+    app = FastAPI()
+    install_pools(app, db)
+
+    @app.post("/users/{name}", status_code=201)
+    async def add(name: str, conn: Annotated[Any, Leased(db)]) -> None:
+        await conn.execute("INSERT INTO users VALUES (%s)", [name])
+        await conn.commit()
+
+    @app.get("/users")
+    async def names(conn: Annotated[Any, Leased(db)]) -> list[str]:
+        return [name for (name,) in await (await conn.execute("SELECT name FROM users")).fetchall()]
+
+    return app
+
+
+def pytest_collection_modifyitems(items):
+    random.Random(os.environ.get("ORDER")).shuffle(items)
+"""
+
+EACH_KIND = """
+import pytest
+
+
+async def in_loop(client):
+    assert (await client.post("/users/ann")).status_code == 201
+    assert (await client.get("/users")).json() == ["ann"]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("time", [1, 2])
+async def test_anyio(started_app, pool_sandbox, time):
+    await in_loop(started_app)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("time", [1, 2])
+async def test_asyncio(started_app, pool_sandbox, time):
+    await in_loop(started_app)
+
+
+@pytest.mark.pool_sandbox("db")
+@pytest.mark.parametrize("time", [1, 2])
+def test_sync(started_app, pool_sandbox, time):
+    assert started_app.post("/users/ann").status_code == 201
+    assert started_app.get("/users").json() == ["ann"]
+    assert list(pool_sandbox) == ["db"]
+"""
+
+HUNDRED = """
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("time", range(100))
+async def test_adds_the_same(started_app, pool_sandbox, time):
+    assert (await started_app.post("/users/ann")).status_code == 201
+    assert (await started_app.get("/users")).json() == ["ann"]
+"""
+
+
+def run(folder: Path, test: str, *arguments: str, conftest: str = APP, **variables: str) -> tuple[int, str]:
+    """Run pytest on one file; return its exit code and what it printed."""
+    for name, content in {"pytest.ini": INI, "conftest.py": conftest, "test_it.py": test}.items():
+        (folder / name).write_text(content)
+    done = subprocess.run(  # noqa: S603 - our own tests
+        [sys.executable, "-m", "pytest", "-q", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        timeout=WITHIN,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.fixture(name="address")
+def fixture_address(postgres_url: str) -> str:
+    with psycopg.connect(postgres_url, autocommit=True) as conn:
+        conn.execute("DROP TABLE IF EXISTS users")
+        conn.execute("CREATE TABLE users (name text UNIQUE)")
+    return postgres_url
+
+
+def test_fixtures_fit_each_kind_of_test(tmp_path: Path, address: str) -> None:
+    code, said = run(tmp_path, EACH_KIND, DATABASE=address)
+    assert (code, "6 passed" in said) == (0, True), said
+
+
+def test_page_begins_with_a_test_that_passes(tmp_path: Path) -> None:
+    test, conftest, application = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)[:3]
+    code, said = run(tmp_path, test, conftest=f"{application}\n\n{conftest}")
+    assert (code, "1 passed" in said) == (0, True), said
+
+
+def test_hundred_tests_add_same_row_in_two_processes(tmp_path: Path, address: str) -> None:
+    code, said = run(tmp_path, HUNDRED, "-n", "2", DATABASE=address, ORDER="7")
+    assert (code, "100 passed" in said) == (0, True), said
+    with psycopg.connect(address) as conn:
+        assert conn.execute("SELECT count(*) FROM users").fetchone() == (0,)
+
+
+def test_plugin_imports_nothing_before_use(tmp_path: Path) -> None:
+    test = "import sys\ndef test_it(): assert not {'fastapi', 'connectionpools_fastapi'} & set(sys.modules)"
+    code, said = run(tmp_path, test, "-p", "no:anyio", conftest="")
+    assert code == 0, said
+
+
+BAD = """
+import pytest
+
+
+@pytest.mark.pool_sandbox("cache")
+def test_unknown_pool(started_app, pool_sandbox): ...
+
+
+class TestWithoutApplication:
+    @pytest.fixture
+    def app(self, nothing): ...
+
+    def test_started(self, started_app): ...
+
+
+async def test_without_plugin(started_app): ...
+"""
+
+
+def test_bad_input_is_told(tmp_path: Path, address: str) -> None:
+    _, said = run(tmp_path, BAD, DATABASE=address)
+    assert "the application has no pool named cache; it has db" in said
+    assert "needs a fixture `app` that returns your application" in said
+    assert "needs @pytest.mark.anyio, or pytest-asyncio and its mark" in said
