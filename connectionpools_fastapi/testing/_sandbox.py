@@ -20,6 +20,7 @@ from .._runtime.loan import Loan
 from ..errors import PoolClosed, PoolConfigError, PoolError
 from ..manager import ResourceManager
 from ..pool import ConnectionPool
+from ._loop import run_in_loop_of
 
 T = TypeVar("T")
 
@@ -126,7 +127,7 @@ class sandbox(Generic[T]):  # noqa: N801 - a context manager that reads as a fun
         engine.refuse_loop("`with sandbox(pool):`", "`async with sandbox(pool):`")
         _check(self._pool)
         if engine.hooks.are_async:
-            _run(engine, self._begin)
+            run_in_loop_of(engine, self._begin)
         else:
             self._begin_sync()
         return self
@@ -164,7 +165,7 @@ class sandbox(Generic[T]):  # noqa: N801 - a context manager that reads as a fun
             manager.create()
             hooks = _SyncOfSandbox(manager, slot.resource)
             inner = _inner_of(self._pool, hooks)
-            _run(engine, inner.open)
+            run_in_loop_of(engine, inner.open)
         except BaseException:
             engine.discard(slot)
             raise
@@ -210,11 +211,11 @@ class _Swapped(Generic[T]):
             return
         engine: Engine[T] = self.own[0]
         if engine.hooks.are_async:
-            _run(engine, self.end)
+            run_in_loop_of(engine, self.end)
             return
         self._has_ended = True
         try:
-            _run(engine, self.inner.close)
+            run_in_loop_of(engine, self.inner.close)
         finally:
             self._give_back(partial(engine.give_back_sync, lease=self._lease, give_back=engine.give_back))
 
@@ -266,12 +267,6 @@ def _check(pool: ConnectionPool[Any]) -> None:
             f"pool {pool.name!r}: a sandbox needs an open pool. Begin it within the lifespan of the application, as "
             "`async with started(app), sandbox(pool):` or `with TestClient(app), sandbox(pool):`"
         )
-
-
-def _run(engine: Engine[Any], job: Callable[[], Any]) -> None:
-    loop = engine.executor.loop
-    assert loop is not None  # noqa: S101 - the pool is open
-    loop.run(job)
 
 
 async def _call(engine: Engine[Any], hook: Callable[[], object]) -> None:

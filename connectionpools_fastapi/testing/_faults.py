@@ -1,0 +1,248 @@
+"""faults: make the hooks of a pool fail, or take its back-end down, in a test."""
+
+# ruff: noqa: SLF001 - it replaces the hooks of a pool for as long as it lasts
+
+import inspect
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from .._core.policy import DEFAULT, check_seconds
+from .._core.slot import Slot
+from .._runtime.engine import Engine
+from ..errors import PoolClosed, PoolConfigError
+from ..pool import ConnectionPool
+from ._loop import run_in_loop_of
+
+T = TypeVar("T")
+
+Hook = Literal["create", "check", "change"]
+HOOKS: tuple[Hook, ...] = ("create", "check", "change")
+
+
+@dataclass
+class _Plan:
+    """What the next calls of a hook do."""
+
+    times: float  # how many calls
+    delay: float = 0.0
+    error: BaseException | None = None
+
+
+class faults(Generic[T]):  # noqa: N801 - a context manager that reads as a function, like `sandbox`
+    """Make the hooks of a pool fail or hang on order: to test a 503 page, a retry, an alert.
+
+    Write `with faults(db) as fault:`, in sync and in async tests. At the end of the block the hooks are the pool's
+    own again, and whatever is down is up. Each method may be called from any thread.
+
+    Example:
+        ```python
+        with faults(db) as fault:
+            fault.down()
+            assert client.get("/users").status_code == 503
+            fault.up()
+            assert client.get("/users").status_code == 200
+        ```
+    """
+
+    def __init__(self, pool: ConnectionPool[T]) -> None:
+        """Name the pool.
+
+        Args:
+            pool: The pool; `down`, `kill` and `saturated` need it open.
+        """
+        self._pool: ConnectionPool[T] = pool
+        self._lock = threading.Lock()  # protects the plans
+        self._plans: dict[Hook, list[_Plan]] = {}
+        self._is_down: BaseException | None = None
+        self._own: dict[str, Any] = {}
+        self._engine: Engine[T]
+
+    def __enter__(self) -> Self:
+        """Begin.
+
+        Raises:
+            PoolConfigError: If faults of this pool have begun already.
+        """
+        engine = self._engine = self._pool._engine
+        hooks = engine.hooks._hooks
+        if any(isinstance(hook, _Faulty) for hook in hooks.values()):
+            raise PoolConfigError(f"pool {self._pool.name!r}: it has faults already; use the ones that have begun")
+        for name in HOOKS:
+            own = hooks[name]
+            if own is not None:
+                self._own[name] = own
+                hooks[name] = _Faulty(self, name, own, is_async=engine.hooks.are_async)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give the pool its own hooks back."""
+        self._engine.hooks._hooks.update(self._own)
+        self._plans.clear()
+        self.up()
+
+    # --- hooks ----------------------------------------------------------------------------
+
+    def fail(self, hook: Hook, *, times: float = 1, error: BaseException | None = None) -> None:
+        """Make the next calls of a hook raise.
+
+        Args:
+            hook: "create", "check" or "change".
+            times: How many calls; `math.inf` for all.
+            error: What they raise; by default a ConnectionError.
+
+        Raises:
+            PoolConfigError: If the pool has no such hook.
+        """
+        self._plan(hook, _Plan(times, error=error or ConnectionError("ordered by a test")))
+
+    def delay(self, hook: Hook, seconds: float, *, times: float = 1) -> None:
+        """Make the next calls of a hook take longer.
+
+        Args:
+            hook: "create", "check" or "change".
+            seconds: How much longer; a pool gives a call up after its `hook_timeout`.
+            times: How many calls; `math.inf` for all.
+
+        Raises:
+            PoolConfigError: If the pool has no such hook, or `seconds` is no duration.
+        """
+        check_seconds(f"pool {self._pool.name!r}", "seconds", seconds, hint="as 0.5")
+        self._plan(hook, _Plan(times, delay=seconds))
+
+    def _plan(self, hook: Hook, plan: _Plan) -> None:
+        if hook not in self._own:
+            has = ", ".join(self._own) or "none before the block begins"
+            raise PoolConfigError(f"pool {self._pool.name!r}: there is no hook {hook!r} that could fail; it has {has}")
+        with self._lock:
+            self._plans.setdefault(hook, []).append(plan)
+
+    def next_of(self, hook: Hook) -> _Plan:
+        """Take what a call of a hook has to do; for the hooks."""
+        with self._lock:
+            if self._is_down is not None and hook != "change":
+                return _Plan(1, error=self._is_down)
+            plans = self._plans.get(hook, [])
+            if not plans:
+                return _Plan(0)
+            plan = plans[0]
+            plan.times -= 1
+            if plan.times < 1:
+                plans.pop(0)
+            return plan
+
+    # --- the back-end ---------------------------------------------------------------------
+
+    def down(self, error: BaseException | None = None) -> None:
+        """Take the back-end down: each `create` and `check` raises, and no free resource is left.
+
+        What is leased goes on; `kill` ends it. As in production, callers wait for about a second before
+        the pool takes the back-end for down, and get ResourceUnavailable from then on.
+
+        Args:
+            error: What the hooks raise; by default a ConnectionError.
+        """
+        self._is_down = error or ConnectionError("taken down by a test")
+        self._pool.expire()
+
+    def up(self) -> None:
+        """Bring the back-end back; the pool forgets that it was down, and serves the next caller."""
+        was_down, self._is_down = self._is_down, None
+        if was_down is not None and self._pool.status == "open":
+            self._pool.suspend()
+            self._pool.resume()  # which forgets failures
+
+    async def kill(self) -> int:
+        """Destroy what is leased, under the hands of its holders: their next use gets the driver's error.
+
+        Returns:
+            How many resources.
+        """
+        if not self._engine.is_here():
+            return await anyio.to_thread.run_sync(self.kill_sync)
+        slots = list(self._engine.inventory.taken.values())
+        for slot in slots:
+            await self._engine.hooks.clean(slot.resource)
+        return len(slots)
+
+    def kill_sync(self) -> int:
+        """Destroy what is leased, from a plain thread; see `kill`."""
+        return run_in_loop_of(self._engine, self.kill)
+
+    # --- saturation -----------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def saturated(self) -> AsyncIterator[None]:
+        """Hold all resources that the limit allows, so that each caller has to wait."""
+        slots = await self._take_all()
+        try:
+            yield
+        finally:
+            self._give_back(slots)
+
+    @contextmanager
+    def saturated_sync(self) -> Iterator[None]:
+        """Hold all resources that the limit allows, from a plain thread; see `saturated`."""
+        slots = run_in_loop_of(self._engine, self._take_all)
+        try:
+            yield
+        finally:
+            self._give_back(slots)
+
+    async def _take_all(self) -> list[Slot[T]]:
+        engine = self._engine
+        if not engine.state.is_open:
+            raise PoolClosed(f"pool {self._pool.name!r}: open it first, as by the lifespan of the application")
+        slots: list[Slot[T]] = []
+        try:
+            while len(engine.inventory.taken) < engine.state.limit:
+                slot = engine.take() or await engine.park(DEFAULT, None)
+                slot.holder = "saturated by a test"
+                slots.append(slot)
+        except BaseException:
+            self._give_back(slots)
+            raise
+        return slots
+
+    def _give_back(self, slots: list[Slot[T]]) -> None:
+        for slot in slots:
+            self._engine.give_back(slot)
+
+
+class _Faulty:
+    """A hook with faults, which is called as the pool's own is."""
+
+    def __init__(self, of: faults[Any], name: Hook, own: Callable[..., Any], *, is_async: bool) -> None:
+        self._of = of
+        self._name = name
+        self._own = own
+        self._is_async = is_async
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call_async(args) if self._is_async else self._call(args)
+
+    async def _call_async(self, args: tuple[Any, ...]) -> Any:
+        plan = self._of.next_of(self._name)
+        if plan.delay:
+            await anyio.sleep(plan.delay)
+        if plan.error is not None:
+            raise plan.error
+        result = self._own(*args)
+        return await result if inspect.isawaitable(result) else result
+
+    def _call(self, args: tuple[Any, ...]) -> Any:
+        plan = self._of.next_of(self._name)
+        if plan.delay:
+            time.sleep(plan.delay)
+        if plan.error is not None:
+            raise plan.error
+        return self._own(*args)
