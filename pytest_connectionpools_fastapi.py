@@ -4,15 +4,40 @@ It imports the package, and FastAPI, only in tests that use one of its fixtures.
 """
 
 import inspect
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 MARKS = (
+    "pool_guard_allow(*kinds, reason): what --pool-guard allows this test, and why",
     "pool_sandbox(*names): the pools that the fixture pool_sandbox puts into a sandbox; without it all that can be",
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("connectionpools_fastapi")
+    group.addoption(
+        "--pool-guard",
+        action="store_true",
+        help="fail a test whose requests hold a lease through a stream or an HTTP call, or lose it, or use it late",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Look on at the leases of a test."""
+    if not item.config.getoption("--pool-guard"):
+        return (yield)
+    from connectionpools_fastapi.testing import guard
+
+    allowed = {
+        kind: mark.kwargs.get("reason", "") for mark in item.iter_markers("pool_guard_allow") for kind in mark.args
+    }
+    with guard(allow=allowed):
+        return (yield)
 
 
 @pytest.fixture

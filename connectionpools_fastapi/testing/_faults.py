@@ -223,7 +223,7 @@ class _Faulty:
 
     def __init__(self, of: faults[Any], name: Hook, own: Callable[..., Any], *, is_async: bool) -> None:
         self._of = of
-        self._name = name
+        self._name: Hook = name
         self._own = own
         self._is_async = is_async
 

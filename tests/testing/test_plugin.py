@@ -41,7 +41,7 @@ def anyio_backend():
 
 @pytest.fixture
 def app():
-    db = ConnectionPool(PsycopgManager(os.environ["DATABASE"]), limit=3, name="db")
+    db = ConnectionPool(PsycopgManager(os.environ["DATABASE"]), limit=3, min_free=2, name="db")
     app = FastAPI()
     install_pools(app, db)
 
@@ -53,6 +53,11 @@ def app():
     @app.get("/users")
     async def names(conn: Annotated[Any, Leased(db)]) -> list[str]:
         return [name for (name,) in await (await conn.execute("SELECT name FROM users")).fetchall()]
+
+    @app.get("/twice")
+    async def twice(conn: Annotated[Any, Leased(db)]) -> None:
+        async with db.lease():
+            pass
 
     return app
 
@@ -149,6 +154,37 @@ def test_plugin_imports_nothing_before_use(tmp_path: Path) -> None:
     test = "import sys\ndef test_it(): assert not {'fastapi', 'connectionpools_fastapi'} & set(sys.modules)"
     code, said = run(tmp_path, test, "-p", "no:anyio", conftest="")
     assert code == 0, said
+
+
+GUARDED = """
+import pytest
+
+
+def test_refused(started_app):
+    started_app.get("/twice")
+
+
+@pytest.mark.pool_guard_allow("second", reason="it asks two databases")
+def test_allowed(started_app):
+    started_app.get("/twice")
+
+
+@pytest.mark.pool_guard_allow("second")
+def test_without_reason(started_app): ...
+
+
+def test_well(started_app):
+    started_app.get("/users")
+"""
+
+
+def test_guard_fails_tests_unless_a_mark_gives_reason(tmp_path: Path, address: str) -> None:
+    code, said = run(tmp_path, GUARDED, "--pool-guard", "-rA", DATABASE=address)
+    assert code == 1
+    for outcome in ("PASSED {}allowed", "PASSED {}well", "FAILED {}refused", "FAILED {}without_reason"):
+        assert outcome.format("test_it.py::test_") in said, said
+    assert "GET /twice takes a second lease of the same pool" in said
+    assert "'second' is allowed with a reason" in said
 
 
 BAD = """
