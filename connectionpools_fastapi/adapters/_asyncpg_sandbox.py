@@ -43,7 +43,7 @@ class SandboxWire(Wire):
         try:
             return await super().prepare(name, query, *args, **options)  # type: ignore[misc] # of the base, which makes it in a loop
         except Exception:
-            await self._undo_alone()
+            await self.undo_alone()
             raise
 
     async def bind_execute(self, *args: Any, **options: Any) -> Any:
@@ -63,13 +63,14 @@ class SandboxWire(Wire):
         try:
             result = await call
         except Exception:
-            await self._undo_alone()
+            await self.undo_alone()
             raise
         if not self.has_begun:
             await self._keep()
         return result
 
-    async def _undo_alone(self) -> None:
+    async def undo_alone(self) -> None:
+        """Undo a statement that has failed outside of a transaction."""
         if not (self.has_begun or self.loan.is_over):
             await self._undo()
 

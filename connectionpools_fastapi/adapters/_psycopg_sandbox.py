@@ -17,8 +17,9 @@ from connectionpools_fastapi.manager import ResourceManager
 from ._postgres import BEGIN_SANDBOX, COMMIT_IN_SANDBOX
 from ._psycopg_leases import fault
 from ._psycopg_scripts import ROLLBACK_AND_DISCARD_ALL, Steps, ask
-from ._savepoints import KEEP, UNDO, control_of, lost, refusal
+from ._savepoints import KEEP, UNDO, control_of, lost, refusal, statements
 
+ENDS = (b"COMMIT", b"ROLLBACK")  # compared with what may not be hashable
 DISCARD_ALL_BUT_THE_TRANSACTION = ROLLBACK_AND_DISCARD_ALL.decode().replace("ROLLBACK;", "") + ";"
 
 
@@ -37,6 +38,15 @@ def keep(connection: Any) -> Steps:
 def undo(connection: Any) -> Steps:
     """Roll back, as far as the leases see it."""
     yield from ask(connection, UNDO.encode())
+
+
+def _end(connection: Any, command: bytes, send: Callable[[bytes], Steps]) -> Steps:
+    """Commit or roll back within a lease."""
+    if not connection._pipeline:
+        yield from (keep if command == b"COMMIT" else undo)(connection)
+        return
+    for statement in statements(COMMIT_IN_SANDBOX if command == b"COMMIT" else UNDO):
+        yield from send(statement.encode())  # one by one; the pipeline tells errors at its end
 
 
 class _Checked:
@@ -65,10 +75,10 @@ def _mapped(kind: Any) -> Any:
             yield from ()
 
         def _exec_command(self, command: Any, *args: Any, **options: Any) -> Steps:
-            if command not in {b"COMMIT", b"ROLLBACK"}:
+            if command not in ENDS:
                 return (yield from super()._exec_command(command, *args, **options))
             self.has_begun = False
-            yield from (keep if command == b"COMMIT" else undo)(self)
+            yield from _end(self, command, super()._exec_command)
             return None
 
         def _check_intrans_gen(self, attribute: str) -> Generator[Any, Any, None]:
@@ -77,7 +87,7 @@ def _mapped(kind: Any) -> Any:
 
         def after(self) -> Steps | None:
             """Return what commits a statement, or undoes it, that was sent outside of a transaction."""
-            if self.has_begun or not self._autocommit:
+            if self.has_begun or self._pipeline or not self._autocommit:
                 return None
             status = self.pgconn.transaction_status
             if status == TransactionStatus.INTRANS:

@@ -20,7 +20,11 @@ class _SqlalchemySandbox(ResourceManager[Any]):
         self._below = below
 
     def lend(self, resource: Any, loan: Loan) -> Any:
-        return resource.lend(self._below.lend(resource.driven, loan), loan)
+        driven = self._below.lend(resource.driven, loan)
+        lent = resource.lend(driven, loan)
+        if hasattr(getattr(driven, "_protocol", None), "undo_alone"):
+            _undo_failed_prepares(lent.sync_connection.connection.dbapi_connection, driven._protocol)
+        return lent
 
     def refuse_prepare(self) -> str | None:
         return self._below.refuse_prepare()
@@ -32,6 +36,20 @@ class _SqlalchemySandbox(ResourceManager[Any]):
         connection.end_lease()
         # An isolation level was set on objects of the lease, and not on the connection, which could not set it back.
         connection._fairy._connection_record.finalize_callback.clear()
+
+
+def _undo_failed_prepares(adapter: Any, wire: Any) -> None:
+    """Undo a statement of asyncpg that SQLAlchemy fails to prepare: it prepares beside the object of the lease."""
+    own = adapter._prepare
+
+    async def prepare(*args: Any) -> Any:
+        try:
+            return await own(*args)
+        except Exception:
+            await wire.undo_alone()
+            raise
+
+    adapter._prepare = prepare
 
 
 class SqlalchemySandbox(_SqlalchemySandbox):

@@ -11,6 +11,7 @@ from tests.sandboxes import KINDS, Database, awaited, insert_of, open_database
 
 pytestmark = pytest.mark.anyio
 NAMES = "SELECT name FROM users"
+EACH: Any = [pytest.param(kind, marks=kind.marks, id=kind.name) for kind in KINDS]
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=[pytest.param(kind, marks=kind.marks, id=kind.name) for kind in KINDS], name="database")
+@pytest.fixture(params=EACH, name="database")
 async def fixture_database(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
     return await open_database(request.param, request, tmp_path)
 
@@ -77,9 +78,8 @@ async def test_failed_statement_undoes_what_its_lease_has_not_committed(database
     assert await database.names() == []
 
 
+@pytest.mark.parametrize("database", [kind for kind in EACH if not kind.values[0].autocommits], indirect=True)
 async def test_rollback_goes_back_to_last_commit(database: Database) -> None:
-    if database.kind.autocommits:
-        pytest.skip("each statement is committed by itself")
     async with database.pool() as db, sandbox(db):
         async with db.lease() as conn:
             await add(database, conn, "ann")
