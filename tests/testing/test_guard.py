@@ -34,7 +34,9 @@ async def parts() -> AsyncIterator[str]:
 
 
 def application(path: Path, limit: int = 4) -> FastAPI:  # noqa: C901 - one route for each kind
-    db = ConnectionPool(AiosqliteManager(path / "app.db", init=make_tables), limit=limit, min_free=limit, name="db")
+    db = ConnectionPool(
+        AiosqliteManager(path / "app.db", init=make_tables), limit=limit, min_free=limit, close_timeout=0.5, name="db"
+    )
     app = FastAPI()
     install_pools(app, db)
     Db = Annotated[Any, Leased(db)]  # noqa: N806 - a type
