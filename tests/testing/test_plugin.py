@@ -15,7 +15,7 @@ WITHIN = 240.0
 
 INI = """
 [pytest]
-addopts = -p no:cacheprovider --strict-markers
+addopts = -p no:cacheprovider -p no:schemathesis --strict-markers
 asyncio_default_fixture_loop_scope = function
 filterwarnings =
     error
