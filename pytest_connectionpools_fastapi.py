@@ -5,6 +5,7 @@ It imports the package, and FastAPI, only in tests that use one of its fixtures.
 
 import inspect
 from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +25,40 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail a test whose requests hold a lease through a stream or an HTTP call, or lose it, or use it late",
     )
+    group.addoption(
+        "--pool-report",
+        metavar="FILE",
+        help="write a table of the leases of each route, and for how long they were held, as Markdown",
+    )
+
+
+class _Report:
+    """Counts what requests take, in each process of the run, and writes one table at its end."""
+
+    def __init__(self, file: str) -> None:
+        from connectionpools_fastapi.testing._report import recorder
+
+        self._file = file
+        self._recorder = recorder()
+        self._records: list[Any] = []
+
+    def pytest_sessionstart(self) -> None:
+        self._recorder.__enter__()
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:  # of pytest-xdist: a worker has ended
+        if "pool_report" in getattr(node, "workeroutput", {}):
+            self._records.append(node.workeroutput["pool_report"])
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        from connectionpools_fastapi.testing._report import table_of
+
+        self._recorder.__exit__(None, None, None)
+        record = self._recorder.record()
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput["pool_report"] = record
+        else:
+            Path(self._file).write_text(table_of([record, *self._records]))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -124,6 +159,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marks, and the fixtures for pytest-asyncio where it is there."""
     for mark in MARKS:
         config.addinivalue_line("markers", mark)
+    if (file := config.getoption("--pool-report")) is not None:
+        config.pluginmanager.register(_Report(file))
     if config.pluginmanager.has_plugin("asyncio"):
         import pytest_asyncio
 

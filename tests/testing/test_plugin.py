@@ -63,7 +63,7 @@ def app():
 
 
 def pytest_collection_modifyitems(items):
-    random.Random(os.environ.get("ORDER")).shuffle(items)
+    random.Random(os.environ["ORDER"]).shuffle(items)
 """
 
 EACH_KIND = """
@@ -129,7 +129,7 @@ def run(folder: Path, test: str, *arguments: str, conftest: str = APP, **variabl
     done = subprocess.run(  # noqa: S603 - our own tests
         [sys.executable, "-m", "pytest", "-q", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ORDER": "7", **variables},
         capture_output=True,
         text=True,
         timeout=WITHIN,
@@ -161,7 +161,7 @@ def test_page_begins_with_a_test_that_passes(tmp_path: Path) -> None:
 
 
 def test_hundred_tests_add_same_row_in_two_processes(tmp_path: Path, address: str) -> None:
-    code, said = run(tmp_path, HUNDRED, "-n", "2", DATABASE=address, ORDER="7")
+    code, said = run(tmp_path, HUNDRED, "-n", "2", DATABASE=address)
     assert (code, "100 passed" in said) == (0, True), said
     with psycopg.connect(address) as conn:
         assert conn.execute("SELECT count(*) FROM users").fetchone() == (0,)
@@ -193,6 +193,31 @@ def test_without_reason(started_app): ...
 def test_well(started_app):
     started_app.get("/users")
 """
+
+
+REPORTED = """
+def test_users(started_app):
+    started_app.get("/users")
+
+
+def test_nothing(started_app):
+    started_app.get("/nothing")
+
+
+def test_users_again(started_app):
+    started_app.get("/users")
+    started_app.get("/users")
+"""
+
+
+def test_report_has_routes_of_all_processes(tmp_path: Path, address: str) -> None:
+    code, said = run(tmp_path, REPORTED, "-n", "2", "--pool-report", "report.md", DATABASE=address)
+    assert code == 0, said
+    report = (tmp_path / "report.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines()]
+    assert rows[0][0] == "route"
+    assert rows[2][:5] == ["GET /users", "3", "db", "3", "1.00"]
+    assert rows[3] == ["GET unknown route", "1", "", "0", "0", "", ""]
 
 
 def test_guard_fails_tests_unless_a_mark_gives_reason(tmp_path: Path, address: str) -> None:
