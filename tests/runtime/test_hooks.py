@@ -160,6 +160,7 @@ async def test_manager_may_override_only_some_hooks() -> None:
         async with pool.lease():
             assert manager.changed == [resource]
     assert not pool._engine.hooks.has_check
+    assert pool.manager is manager
     assert pool.stats().cleans == 1
 
 
