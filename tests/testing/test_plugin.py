@@ -20,6 +20,7 @@ asyncio_default_fixture_loop_scope = function
 filterwarnings =
     error
     ignore:Using `httpx` with `starlette.testclient`
+    ignore:The anyio.abc.BlockingPortal alias is deprecated
 """
 
 APP = """

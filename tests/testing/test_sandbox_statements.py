@@ -1,5 +1,6 @@
 """The ways to send statements in a sandbox, and how they are read."""
 
+from pathlib import Path
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped] # has no types
@@ -15,6 +16,9 @@ from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
 from connectionpools_fastapi.adapters.psycopg import PsycopgManager, SyncPsycopgManager
 from connectionpools_fastapi.adapters.sqlalchemy import SqlalchemyManager
 from connectionpools_fastapi.testing import sandbox
+from tests.mysql_drivers import DRIVERS, Driver, rows
+from tests.sandboxes import KINDS, open_database
+from tests.sandboxes import insert_of as user_of
 
 pytestmark = pytest.mark.anyio
 TABLE = "CREATE TABLE numbers (n int)"  # within the sandbox
@@ -124,6 +128,34 @@ async def test_failed_statement_in_autocommit_of_sqlalchemy_stays_alone(driver: 
             await conn.execute(text(insert_of(1)))
         async with db.lease() as conn:
             assert [tuple(row) async for row in await conn.stream(text(NUMBERS))] == [(1,)]
+
+
+@pytest.mark.needs_program("mariadbd")
+@pytest.mark.parametrize("driver", DRIVERS, ids=str)
+async def test_autocommit_of_mysql_is_switched_within_sandbox(
+    driver: Driver, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    kind = next(kind for kind in KINDS if kind.name == driver.name)
+    database = await open_database(kind, request, tmp_path)
+    async with database.pool() as db:
+        async with sandbox(db):
+            async with db.lease() as conn:
+                await rows(conn, user_of("ann"))
+                await conn.autocommit(True)  # noqa: FBT003 - takes no keyword; it commits
+                assert (conn.get_autocommit(), conn.get_transaction_status()) == (True, False)
+                await rows(conn, user_of("bob"))
+                await conn.begin()
+                assert conn.get_transaction_status()
+                await rows(conn, user_of("cat"))
+                await conn.rollback()
+                await conn.autocommit(False)  # noqa: FBT003 - as above
+                await rows(conn, user_of("dan"))
+                with pytest.raises(PoolConfigError, match="SET autocommit beside other settings"):
+                    await rows(conn, "SET autocommit = 1, @a = 1")
+            async with db.lease() as conn:
+                assert not conn.get_autocommit()
+                assert await rows(conn, "SELECT name FROM users ORDER BY name") == [("ann",), ("bob",)]
+        assert await database.names() == []
 
 
 @pytest.mark.parametrize(
