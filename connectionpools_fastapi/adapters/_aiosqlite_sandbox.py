@@ -39,7 +39,7 @@ class AiosqliteSandbox(ResourceManager[aiosqlite.Connection]):
     async def create(self) -> aiosqlite.Connection:
         connection = self._connection
         if self._has_begun:
-            await connection.on_session(partial(resume, name=type(self._manager).__name__))
+            await connection.on_session(partial(resume, lent=self._lent, name=type(self._manager).__name__))
         else:
             await connection.on_session(begin)
             self._has_begun = True
@@ -57,10 +57,9 @@ class AiosqliteSandbox(ResourceManager[aiosqlite.Connection]):
     async def change(self, resource: aiosqlite.Connection) -> None:
         connection: Any = resource
         connection.loan = None
-        lent, self._lent = self._lent, None
         if connection.is_busy and not await connection.settle():
             raise own(PoolError("a statement of the lease still runs, and cannot be interrupted"))
-        await connection.on_session(partial(end_lease, lent=lent))
+        await connection.on_session(partial(end_lease, lent=self._lent))
 
     def refuse_prepare(self) -> str | None:
         return self._manager.refuse_prepare()

@@ -95,10 +95,17 @@ class MysqlSandbox(ResourceManager[Any]):
             self._has_begun = True
             return self._connection
         try:
-            await self._send(UNDO, *CHECK_AND_KEEP)
+            await self._end_lease()
         except Exception as error:
             raise lost(type(self._manager).__name__) from error
         return self._connection
+
+    async def _end_lease(self) -> None:
+        """Undo what a lease has not committed, and see that the transaction goes on."""
+        connection = self._connection
+        has_begun = connection.lent is None or connection.lent.has_begun
+        connection.end_lease()
+        await self._send(*([UNDO] if has_begun else []), *CHECK_AND_KEEP)
 
     async def _send(self, *texts: str) -> None:
         await self._connection.exchange(*[(COM_QUERY, text) for text in texts])
@@ -114,9 +121,7 @@ class MysqlSandbox(ResourceManager[Any]):
         fault = resource.fault()
         if fault is not None:
             raise own(PoolError(fault))
-        has_begun = resource.lent is not None and resource.lent.has_begun
-        resource.end_lease()
-        await self._send(*([UNDO] if has_begun else []), *CHECK_AND_KEEP)
+        await self._end_lease()
 
     def refuse_prepare(self) -> str | None:
         return "a sandbox of MySQL does not reset a session between its leases. Test this without a sandbox"

@@ -214,14 +214,14 @@ def end_lease(session: Session, lent: SandboxLent | None) -> None:
         session.lock.release()  # type: ignore[attr-defined,unused-ignore] # a function before Python 3.13
 
 
-def resume(session: Session, name: str) -> None:
-    """Undo what a lease has left that was discarded.
+def resume(session: Session, lent: SandboxLent | None, name: str) -> None:
+    """Undo what a lease that was discarded has not committed.
 
     Raises:
         PoolConfigError: If the transaction is gone.
     """
     try:
-        undo(session)
+        end_lease(session, lent)
     except sqlite3.Error as error:
         raise lost(name) from error
 
@@ -237,7 +237,7 @@ class SqliteSandbox(ResourceManager[sqlite3.Connection]):
 
     def create(self) -> sqlite3.Connection:
         if self._has_begun:
-            resume(self._session, type(self._manager).__name__)
+            resume(self._session, self._lent, type(self._manager).__name__)
         else:
             begin(self._session)
             self._has_begun = True
@@ -252,8 +252,7 @@ class SqliteSandbox(ResourceManager[sqlite3.Connection]):
     def change(self, resource: sqlite3.Connection) -> None:
         session = cast("Session", resource)
         session.loan = None
-        lent, self._lent = self._lent, None
-        end_lease(session, lent)
+        end_lease(session, self._lent)
 
     def refuse_prepare(self) -> str | None:
         return self._manager.refuse_prepare()

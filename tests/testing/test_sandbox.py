@@ -1,6 +1,7 @@
 """sandbox: what holds whatever the driver, in applications, and its bad input."""
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -379,6 +380,21 @@ async def test_procedure_that_commits_ends_sandbox(request: pytest.FixtureReques
                 await db.acquire()
         async with db.lease() as conn:
             assert await rows(conn, COUNT) == [(0,)]
+
+
+async def test_statement_of_sqlite_that_rolls_all_back_ends_sandbox(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    database = await open_database(of_kind["aiosqlite"], request, tmp_path)
+    async with database.pool() as db:
+        with pytest.raises(PoolConfigError, match="transaction of the sandbox is gone"):  # noqa: PT012 - the end raises
+            async with sandbox(db):
+                async with db.lease() as conn:
+                    await conn.execute(insert_of("ann"))
+                    with pytest.raises(sqlite3.IntegrityError):
+                        await conn.execute(insert_of("ann").replace("INSERT", "INSERT OR ROLLBACK"))
+                await db.acquire()
+    assert await database.names() == []
 
 
 async def test_lost_connection_ends_sandbox(db: ConnectionPool[asyncpg.Connection], database: Database) -> None:

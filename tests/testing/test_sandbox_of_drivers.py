@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from connectionpools_fastapi.testing import sandbox
+from connectionpools_fastapi.testing import faults, sandbox
 from tests.sandboxes import KINDS, Database, awaited, insert_of, open_database
 
 pytestmark = pytest.mark.anyio
@@ -103,4 +103,19 @@ async def test_leases_take_turns(database: Database) -> None:
     async with database.pool() as db, sandbox(db):
         seen = await asyncio.gather(*map(use, range(5)))
         assert sorted(seen) == list(range(5))
+    assert await database.names() == []
+
+
+async def test_discarded_lease_keeps_what_others_have_committed(database: Database) -> None:
+    async with database.pool() as db, sandbox(db):
+        with faults(db) as fault:
+            async with db.lease() as conn:
+                await add(database, conn, "ann")
+                await commit(database, conn)
+            fault.fail("change")
+            async with db.lease() as conn:
+                await add(database, conn, "bob")
+            async with db.lease() as conn:
+                assert "ann" in await names(database, conn)
+                assert ("bob" in await names(database, conn)) is database.kind.autocommits
     assert await database.names() == []
