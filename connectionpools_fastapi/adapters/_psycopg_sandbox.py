@@ -49,19 +49,19 @@ def _end(connection: Any, command: bytes, send: Callable[[bytes], Steps]) -> Ste
         yield from send(statement.encode())  # one by one; the pipeline tells errors at its end
 
 
-class _Checked:
-    """The prepared statements of a connection; each statement passes here before it is sent."""
+@cache
+def _checked(kind: Any) -> Any:
+    """Derive a class of cursors that refuse, before they send it, a statement that ends the transaction."""
 
-    def __init__(self, prepared: Any) -> None:
-        self._prepared = prepared
+    class Checked(kind):  # type: ignore[misc] # a cursor of psycopg
+        __slots__ = ()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._prepared, name)
+        def _get_prepared(self, query: Any, *args: Any) -> Any:
+            if control_of(query.query.decode(errors="replace")) is not None:
+                raise refusal("this statement", "write `conn.transaction()`, `conn.commit()` or `conn.rollback()`")
+            return super()._get_prepared(query, *args)
 
-    def get(self, query: Any, *args: Any) -> Any:
-        if control_of(query.query.decode(errors="replace")) is not None:
-            raise refusal("this statement", "write `conn.transaction()`, `conn.commit()` or `conn.rollback()`")
-        return self._prepared.get(query, *args)
+    return Checked
 
 
 def _mapped(kind: Any) -> Any:
@@ -69,6 +69,12 @@ def _mapped(kind: Any) -> Any:
 
     class Mapped(kind):  # type: ignore[misc] # a connection of psycopg
         has_begun = False
+
+        def cursor(self, *args: Any, **options: Any) -> Any:
+            cursor = super().cursor(*args, **options)
+            kind: Any = type(cursor)
+            cursor.__class__ = _checked(kind)
+            return cursor
 
         def _start_query(self) -> Steps:
             self.has_begun = self.has_begun or not self._autocommit
@@ -193,7 +199,6 @@ class _PsycopgSandbox(ResourceManager[Any]):
     def lend(self, resource: Any, loan: Loan) -> Any:
         lent: Any = self._manager.lend(resource, loan)
         lent.__class__ = self._in_sandbox(type(lent))
-        lent._prepared = _Checked(lent._prepared)
         return lent
 
     def refuse_prepare(self) -> str | None:

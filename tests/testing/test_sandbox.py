@@ -347,11 +347,14 @@ async def test_script_that_commits_is_not_sent(
     assert await database.names() == []
 
 
-async def test_commit_as_text_of_psycopg_is_not_sent(database: Database) -> None:
-    async with ConnectionPool(PsycopgManager(database.address), name="db") as db, sandbox(db), db.lease() as conn:
+@pytest.mark.parametrize("kind", [psycopg.AsyncCursor, psycopg.AsyncClientCursor])
+async def test_commit_as_text_of_psycopg_is_not_sent(kind: Any, database: Database) -> None:
+    manager = PsycopgManager(database.address, cursor_factory=kind)
+    async with ConnectionPool(manager, name="db") as db, sandbox(db), db.lease() as conn:
         await conn.execute(insert_of("ann"))
-        with pytest.raises(PoolConfigError, match=r"conn\.commit\(\)"):
-            await conn.execute("COMMIT")
+        for text in ("COMMIT", "SELECT 1; END"):
+            with pytest.raises(PoolConfigError, match="a sandbox cannot run"):
+                await conn.execute(text)
     assert await database.names() == []
 
 
