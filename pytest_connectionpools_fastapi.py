@@ -55,8 +55,9 @@ class _Report:
 
         self._recorder.__exit__(None, None, None)
         record = self._recorder.record()
-        if hasattr(session.config, "workeroutput"):
-            session.config.workeroutput["pool_report"] = record
+        output = getattr(session.config, "workeroutput", None)  # in a worker of pytest-xdist
+        if output is not None:
+            output["pool_report"] = record
         else:
             Path(self._file).write_text(table_of([record, *self._records]))
 
