@@ -133,7 +133,7 @@ def service(request: pytest.FixtureRequest) -> Iterator[Service]:
     db = things(name="db", min_free=1)
     down = ConnectionPool(create=refuse, name="down", blocking=False, timeout=0)
     options: dict[str, Any] = {"authorize": by_token, "control": by_token} if request.param == "with authorize" else {}
-    install_pools(app, db, down, probe_timeout=0.05, **options)
+    install_pools(app, db, down, probe_timeout=10, **options)
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
 
