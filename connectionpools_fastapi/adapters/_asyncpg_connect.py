@@ -57,6 +57,10 @@ async def connect_by(function: Callable[..., Any], dsn: str | None, options: dic
         if seen is None:
             raise
         text = f"the DSN is malformed. {seen}"
+    except ConnectionError as error:
+        if "rejected SSL upgrade" not in str(error):
+            raise
+        text = "the server speaks no TLS, which ssl demands: switch it on at the server, or check host and port"
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InsufficientPrivilegeError) as error:
         text = f"the server refuses user or password ({_kind(error)}). Check them, and the server's pg_hba.conf"
     except asyncpg.InvalidCatalogNameError as error:

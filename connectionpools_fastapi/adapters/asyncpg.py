@@ -164,8 +164,8 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
             The new connection.
 
         Raises:
-            PoolConfigError: If the DSN is malformed, the server refuses user or password or
-                has no such database, or the event loop is not asyncio's.
+            PoolConfigError: If the DSN is malformed, the server refuses user or password, has no
+                such database or speaks no TLS, or the event loop is not asyncio's.
             Exception: asyncpg's own error, if the server is not reachable or not ready.
         """
         try:
