@@ -1,5 +1,7 @@
 """Errors and addresses of MySQL and MariaDB, and what they mean; needs no driver."""
 
+import ssl
+from time import monotonic
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -10,6 +12,7 @@ from ._postgres import address_hint
 # --- errors at connecting --------------------------------------------------------------------------
 
 _REFUSED = "the server refuses this user: check user and password, and from where the account may connect"
+NO_TLS = "the server speaks no TLS, which `ssl` demands: switch it on at the server, or check host and port"
 _ADVICE = {
     1044: "the user may not use this database: check its name and the user's grants",
     1045: _REFUSED,
@@ -22,18 +25,19 @@ _ADVICE = {
     1251: "the server asks for a way to authenticate that the driver does not know: check the account's plugin",
     1698: _REFUSED,
     1862: "the user's password has expired: set a new one",
+    2026: NO_TLS,
     2059: "the server asks for a way to authenticate that the driver does not know: check the account's plugin",
     2061: "the account's plugin cannot authenticate: it asks for TLS, pass ssl=ssl.create_default_context()",
     3118: "the user's account is locked: unlock it",
     3159: "the server takes connections by TLS only: pass ssl=ssl.create_default_context()",
     4151: "the user's account is locked: unlock it",
 }
-NO_TLS = "the server speaks no TLS, which `ssl` demands: switch it on at the server, or check host and port"
 TOO_OLD = (
     "the server is too old to reset a session: it needs MySQL 5.7.3 or MariaDB 10.2.4, or write reset='transaction', "
     "if no lease changes its session"
 )
 UNKNOWN_COMMAND = 1047
+CAN_TLS = 2048  # a bit of `server_capabilities`
 
 
 def code_of(error: BaseException) -> int | None:
@@ -42,9 +46,16 @@ def code_of(error: BaseException) -> int | None:
     return code if isinstance(code, int) else None
 
 
-def advice(code: int | None) -> str | None:
+def refusal(error: BaseException) -> str | None:
     """Say what to check after a refused connection, if waiting does not mend it."""
-    return None if code is None else _ADVICE.get(code)
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        check = str(cause.verify_message).partition(",")[0]  # without the host
+        return (
+            f"the server's TLS certificate does not pass ({check}). Have the server show one that does, or name the "
+            "authority that has signed it: ssl=ssl.create_default_context(cafile=...)"
+        )
+    return _ADVICE.get(code_of(error) or 0)
 
 
 # --- errors of a lease -----------------------------------------------------------------------------
@@ -66,6 +77,8 @@ _GONE = frozenset(
 )
 _OPTION_PREVENTS = 1290  # a server's option, which the text names, forbids the statement
 _READ_ONLY_MODE = 1836
+# How often, at most, all connections are retired because their server takes no writes, in seconds.
+RETIRE_EVERY = 1.0
 
 
 def is_read_only(error: BaseException) -> bool:
@@ -74,9 +87,21 @@ def is_read_only(error: BaseException) -> bool:
     return code == _READ_ONLY_MODE or (code == _OPTION_PREVENTS and "read-only" in str(error).replace("_", "-"))
 
 
-def verdict(error: BaseException) -> Verdict | None:
-    """Say what an error means for its connection, unless the server takes no writes: see `is_read_only`."""
-    return "discard" if code_of(error) in _GONE else None
+class Verdicts:
+    """Say what errors mean for their connections."""
+
+    def __init__(self) -> None:
+        self._may_retire_at = 0.0
+
+    def of(self, error: BaseException) -> Verdict | None:
+        """Say what an error means: all connections are retired if the server takes no writes, once in a while."""
+        if not is_read_only(error):
+            return "discard" if code_of(error) in _GONE else None
+        now = monotonic()
+        if now < self._may_retire_at:
+            return None
+        self._may_retire_at = now + RETIRE_EVERY
+        return "expire"
 
 
 # --- addresses -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, Self
 
 from connectionpools_fastapi import Loan
 
-from ._mysql import code_of
+from ._mysql import CAN_TLS, code_of
 
 # ruff: noqa: SLF001 - the objects of one connection see each other's private members
 
@@ -21,7 +21,6 @@ COM_QUERY = 3
 COM_RESET_CONNECTION = 0x1F
 IN_TRANSACTION = 1  # these two are bits of `server_status`
 AUTOCOMMIT = 2
-CAN_TLS = 2048  # a bit of `server_capabilities`
 NO_SUCH_SESSION = 1094
 
 KILL_WITHIN = 0.5

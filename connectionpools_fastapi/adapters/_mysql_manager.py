@@ -1,18 +1,16 @@
 """What the managers of MySQL's drivers share; needs no driver."""
 
 import asyncio
-import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from difflib import get_close_matches
-from time import monotonic
 from typing import Any, ClassVar, TypeVar
 
 from connectionpools_fastapi import Loan, Verdict
 from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
-from ._mysql import NO_TLS, TOO_OLD, UNKNOWN_COMMAND, advice, code_of, is_read_only, read, verdict
+from ._mysql import NO_TLS, TOO_OLD, UNKNOWN_COMMAND, Verdicts, code_of, read, refusal
 from ._mysql_connection import (
     AUTOCOMMIT,
     COM_INIT_DB,
@@ -31,8 +29,6 @@ Url = str | Callable[[], str | Awaitable[str]]
 
 DEFAULTS = {"charset": "utf8mb4", "connect_timeout": 5.0}
 CLOSE_WITHIN = 2.0
-# How often, at most, all connections are retired because their server takes no writes, in seconds.
-RETIRE_EVERY = 1.0
 ROLLBACK = COM_QUERY, "ROLLBACK"
 WHICH_DATABASE = "SELECT DATABASE()"
 
@@ -78,7 +74,7 @@ class MysqlManager(ResourceManager[T]):
         self._resets_session = reset == "session"
         self._options = options
         self._killer = Killer(name, lambda: self._connect(init_command=None, sql_mode=None, autocommit=None))
-        self._may_retire_at = 0.0
+        self._verdicts = Verdicts()
 
     def _instead(self, unknown: list[str]) -> str:
         hints = []
@@ -133,7 +129,8 @@ class MysqlManager(ResourceManager[T]):
                 await connection.open()
         except BaseException as error:
             connection.abort()
-            if (found := _refusal(error)) is not None:
+            found = NO_TLS if isinstance(error, NoTlsError) else refusal(error)
+            if found is not None:
                 raise self._mistake(found) from None  # its text names user and host
             raise
         return connection
@@ -174,13 +171,7 @@ class MysqlManager(ResourceManager[T]):
             "discard" if the session has ended, "expire" if the server takes no writes, at most once a second. None
             for other errors.
         """
-        if not is_read_only(error):
-            return verdict(error)
-        now = monotonic()
-        if now < self._may_retire_at:
-            return None
-        self._may_retire_at = now + RETIRE_EVERY
-        return "expire"
+        return self._verdicts.of(error)
 
     async def check(self, resource: T) -> bool:
         """Send a ping, one round trip, unless the driver knows that the connection is closed.
@@ -298,20 +289,6 @@ class MysqlManager(ResourceManager[T]):
 
     def _mistake(self, what: str) -> PoolConfigError:
         return own(PoolConfigError(f"{type(self).__name__}: {what}"))
-
-
-def _refusal(error: BaseException) -> str | None:
-    """Say what to check after a refused connection, if waiting does not mend it."""
-    if isinstance(error, NoTlsError):
-        return NO_TLS
-    cause = error.__cause__
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        check = str(cause.verify_message).partition(",")[0]  # without the host
-        return (
-            f"the server's TLS certificate does not pass ({check}). Have the server show one that does, or name the "
-            "authority that has signed it: ssl=ssl.create_default_context(cafile=...)"
-        )
-    return advice(code_of(error))
 
 
 def _kind(value: object) -> str:

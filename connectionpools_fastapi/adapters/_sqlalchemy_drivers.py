@@ -50,6 +50,10 @@ class Driver:
     def abandon(self, driven: Any) -> None:
         """Prepare a connection for being closed."""
 
+    def refusal(self, error: BaseException) -> str | None:  # noqa: ARG002 - as above
+        """Say what to check after a failure to connect, if waiting does not mend it."""
+        return None
+
     def is_doubtful(self, driven: Any) -> bool:
         """Whether a connection was closed, as far as this end knows."""
         return bool(getattr(driven, "closed", False)) or (hasattr(driven, "fileno") and has_news(driven.fileno()))
@@ -82,6 +86,10 @@ class OfPostgres(Driver):
         if self._dialect.driver == "psycopg":
             _forget_prepared(driven)
 
+    def refusal(self, error: BaseException) -> str | None:
+        """Say what to check after a failure to connect, by its text."""
+        return _postgres.advice(str(error))
+
     def verdict(self, error: Exception, driven: Any) -> Verdict | None:
         """Say what an error means, by its code."""
         code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
@@ -112,12 +120,19 @@ class OfMysql(Driver):
 
     resets_session = True
 
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._verdicts = _mysql.Verdicts()
+
     def remember(self, driven: Any, *, resets: bool) -> Any:
         """Note the settings that the connection was made with, and begin as each lease does.
 
         Raises:
-            PoolConfigError: If the server is too old for a reset.
+            PoolConfigError: If the server speaks no TLS, which was asked for, or is too old for a reset.
         """
+        # PyMySQL before 1.2 goes on without TLS; later ones refuse that, unless TLS was not asked for.
+        if getattr(driven, "_ssl_required", driven.ssl) and not driven.server_capabilities & _mysql.CAN_TLS:
+            raise _mistake(_mysql.NO_TLS)
         names = ("charset", "encoding", "collation", "autocommit_mode")
         state = driven.get_autocommit(), {name: getattr(driven, name) for name in names}
         if not resets:
@@ -126,7 +141,7 @@ class OfMysql(Driver):
             self.reset(driven, state)
         except Exception as error:
             if _mysql.code_of(error) == _mysql.UNKNOWN_COMMAND:
-                raise own(PoolConfigError(f"SyncSqlalchemyManager: {_mysql.TOO_OLD}")) from None
+                raise _mistake(_mysql.TOO_OLD) from None
             raise
         return state
 
@@ -164,11 +179,13 @@ class OfMysql(Driver):
         """Whether a connection was closed, as far as this end knows."""
         return not driven.open or has_news(driven._sock.fileno())
 
+    def refusal(self, error: BaseException) -> str | None:
+        """Say what to check after a failure to connect, by its number."""
+        return _mysql.refusal(error)
+
     def verdict(self, error: Exception, driven: Any) -> Verdict | None:
         """Say what an error means, by its number."""
-        if _mysql.is_read_only(error):
-            return "discard"
-        return _mysql.verdict(error) or super().verdict(error, driven)
+        return self._verdicts.of(error) or super().verdict(error, driven)
 
 
 def driver_of(engine: Engine) -> Driver:
@@ -179,6 +196,10 @@ def driver_of(engine: Engine) -> Driver:
     if dialect.name in {"mysql", "mariadb"} and dialect.driver == "pymysql":
         return OfMysql(engine)
     return Driver(engine)
+
+
+def _mistake(what: str) -> PoolConfigError:
+    return own(PoolConfigError(f"SyncSqlalchemyManager: {what}"))
 
 
 def _refuse_rows() -> NoReturn:

@@ -1,26 +1,27 @@
 """SyncSqlalchemyManager: SQLAlchemy's connections for threads and `def` endpoints; needs SQLAlchemy."""
 
-# ruff: noqa: SLF001 - stands for a connection of SQLAlchemy, with its private members
-
+import inspect
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn, cast
+from functools import partial
+from typing import Any, cast
 
-from sqlalchemy import Connection, Engine, NullPool, create_engine
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 
 from connectionpools_fastapi import Loan, Verdict
 
-from ..errors import NotLeased, PoolConfigError, PoolError, own
+from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager
 from ._options import Reset, check_reset, refuse_prepare
 from ._sqlalchemy_address import read
-from ._sqlalchemy_connection import NOT_OF_CONNECTION, LentConnection, LentFairy
 from ._sqlalchemy_drivers import driver_of
+from ._sqlalchemy_sync_connection import PooledConnection
 from .sqlite import SqliteManager
 
 NAME = "SyncSqlalchemyManager"
+Address = str | URL
 # What to install for modules that have another name than their package.
 PACKAGES = {"MySQLdb": "mysqlclient, or write mysql+pymysql://", "psycopg": "'psycopg[binary]'"}
 # Options that SQLAlchemy's dialect adds for SQLite, but SqliteManager sets itself.
@@ -61,7 +62,7 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
 
     def __init__(
         self,
-        source: str | URL | Engine,
+        source: Address | Callable[[], Address] | Engine,
         *,
         reset: Reset | Callable[[Any], object] = "session",
         **options: Any,
@@ -69,7 +70,9 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         """Describe the connections; they are made later.
 
         Args:
-            source: SQLAlchemy's URL, or an engine made with `poolclass=NullPool`.
+            source: SQLAlchemy's URL, or an engine made with `poolclass=NullPool`. A plain callable
+                that returns a URL is called at once, for the dialect, and on a worker thread for
+                each connection, since credentials may have been rotated.
             reset: What to reset after a lease: its whole "session", or only its "transaction". Or a
                 `def` that takes the driver's connection, is called on a worker thread after the
                 rollback, and resets the rest; what it leaves open is rolled back.
@@ -84,8 +87,8 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
             check_reset(NAME, reset)
         self._reset = reset
         self._below: ResourceManager[Any] | None = None  # the manager of the driver
-        make = self._given if isinstance(source, Engine) else self._made
-        self.engine: Engine = make(source, options)  # type: ignore[arg-type] # as just seen
+        self._source: Any = source
+        self.engine: Engine = self._given(source, options) if isinstance(source, Engine) else self._made(options)
         dialect = self.engine.dialect
         self._driver = driver_of(self.engine)
         is_known = self._below is not None or self._driver.resets_session
@@ -108,32 +111,60 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
             )
         return engine
 
-    def _made(self, source: object, options: dict[str, Any]) -> Engine:
-        pools = sorted(name for name in options if name.startswith("pool") or name == "creator")
-        if pools:
-            raise _mistake(
-                f"{', '.join(pools)} is for another pool than this one; pass limit, max_lifetime and so on to "
-                "ConnectionPool"
-            )
-        if not isinstance(source, (str, URL)):
-            raise _mistake(f"source must be a URL or an Engine; got {type(source).__name__}")
-        url = read(NAME, source)
+    def _made(self, options: dict[str, Any]) -> Engine:
+        self._check_source(options)
+        url = self._address()
         try:
             if url.get_dialect().is_async:
                 raise _mistake("the driver of the URL is async: use SqlalchemyManager, or a sync driver")
-            if (make := self._makers().get((url.get_backend_name(), url.get_driver_name()))) is not None:
-                self._below = make(url, options.pop("connect_args", {}))
-                options["creator"] = self._below.create
-            return create_engine(url, poolclass=NullPool, **options)
+            make = {("sqlite", "pysqlite"): self._sqlite_below, ("postgresql", "psycopg"): self._psycopg_below}.get(
+                (url.get_backend_name(), url.get_driver_name())
+            )
+            connect_args = options.pop("connect_args", {})
+            if make is not None:
+                self._make_below = partial(make, connect_args=connect_args)
+                self._below, self._url = self._make_below(url), url
+                return create_engine(url, poolclass=NullPool, creator=self._create_below, **options)
+            engine = create_engine(url, poolclass=NullPool, connect_args=connect_args, **options)
         except PoolConfigError:  # a ValueError, but our own text
             raise
         except ImportError as error:
             raise _mistake(f"the driver is missing: pip install {PACKAGES.get(error.name or '', error.name)}") from None
         except (ArgumentError, InvalidRequestError, TypeError, ValueError) as error:  # may contain the password
             raise _mistake(f"the URL or an option is refused ({type(error).__name__})") from None
+        if callable(self._source):
 
-    def _makers(self) -> dict[tuple[str, str], Callable[[URL, dict[str, Any]], ResourceManager[Any]]]:
-        return {("sqlite", "pysqlite"): self._sqlite_below, ("postgresql", "psycopg"): self._psycopg_below}
+            @event.listens_for(engine, "do_connect")
+            def aim(dialect: Any, _record: object, arguments: list[Any], named: dict[str, Any]) -> None:
+                arguments[:], found = dialect.create_connect_args(self._address())
+                named.update({**found, **connect_args})
+
+        return engine
+
+    def _check_source(self, options: dict[str, Any]) -> None:
+        pools = sorted(name for name in options if name.startswith("pool") or name == "creator")
+        if pools:
+            raise _mistake(
+                f"{', '.join(pools)} is for another pool than this one; pass limit, max_lifetime and so on to "
+                "ConnectionPool"
+            )
+        if inspect.iscoroutinefunction(self._source):
+            raise _mistake("source must not be async: use SqlalchemyManager, or write it with def")
+        if not isinstance(self._source, (str, URL)) and not callable(self._source):
+            raise _mistake(
+                f"source must be a URL, a callable that returns one, or an Engine; got {type(self._source).__name__}"
+            )
+
+    def _address(self) -> URL:
+        """Return where to connect to now."""
+        return read(NAME, self._source() if callable(self._source) else self._source)
+
+    def _create_below(self) -> Any:
+        """Connect by the manager of the driver: a new one if the address has changed."""
+        if callable(self._source) and (url := self._address()) != self._url:
+            self._below, self._url = self._make_below(url), url
+        assert self._below is not None  # noqa: S101 - else SQLAlchemy connects
+        return self._below.create()
 
     @property
     def _reset_below(self) -> Reset:
@@ -158,10 +189,17 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
             The new connection, for `lend`.
 
         Raises:
-            PoolConfigError: If the manager of the driver raises it.
+            PoolConfigError: If the address is malformed, or the server refuses user or password or has no such
+                database, or no TLS though it was asked for.
             Exception: The error of SQLAlchemy, if the server cannot be reached or is not ready.
         """
-        connection = PooledConnection(self.engine)
+        try:
+            connection = PooledConnection(self.engine)
+        except DBAPIError as error:
+            found = None if error.orig is None else self._driver.refusal(error.orig)
+            if found is None:
+                raise
+            raise _mistake(found) from None  # its text names user and host
         connection.remember()
         if self._below is not None:
             _keep(connection.driven)
@@ -322,86 +360,6 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
                 connection.close()
             with suppress(Exception):  # it is closed already, unless a lease has detached it
                 connection.driven.close()
-
-
-class PooledConnection(Connection):
-    """A connection that the pool keeps: nothing is executed on it, so that SQLAlchemy's state in it stays as new."""
-
-    driven: Any  # the driver's connection
-    made_with: Any = None  # what the driver's reset has to know
-    _fairy: Any
-    _lent: "_LentFairy | None" = None
-    _state: dict[str, Any]
-
-    def remember(self) -> None:
-        """Make each lease begin with the present state."""
-        try:
-            self.commit()  # ends a transaction that a listener of `engine_connect` has begun
-        except BaseException:
-            self.close()
-            raise
-        state = {name: value for name, value in vars(self).items() if name not in NOT_OF_CONNECTION}
-        self._fairy = self.connection
-        self.driven = self._fairy.dbapi_connection
-        self._state = state
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether no lease has closed, invalidated or detached it."""
-        return not self._fairy.is_detached
-
-    def lend(self, driven: Any, loan: Loan) -> Connection:
-        """Make the connection of one lease; `driven` is what it executes on."""
-        connection = object.__new__(_LentConnection)
-        connection.__dict__.update(self._state)
-        connection._dbapi_connection = self._lent = _LentFairy(self._fairy, driven, loan)
-        connection.loan = loan
-        return connection
-
-    def end_lease(self) -> None:
-        """Close what would still ask the server."""
-        if self._lent is not None:
-            self._lent.close_cursors()
-            self._lent = None
-
-    def restore(self) -> None:
-        """Undo what SQLAlchemy has set on the driver's connection: an isolation level."""
-        finalizers = self._fairy._connection_record.finalize_callback
-        while finalizers:
-            finalizers.pop()(self.driven)
-
-
-class _LentFairy(LentFairy):
-    """Makes cursors during its lease only, and keeps those of the server, which a rollback drops."""
-
-    __slots__ = ("_of_server",)
-
-    def __init__(self, own: Any, driven: Any, loan: Loan) -> None:
-        super().__init__(own, driven, loan)
-        self._of_server: list[Any] = []
-
-    def cursor(self, *args: Any, **options: Any) -> Any:
-        self._loan.check()
-        cursor = super().cursor(*args, **options)
-        if args or options:  # a name, or a class of the driver
-            self._of_server.append(cursor)
-        return cursor
-
-    def close_cursors(self) -> None:
-        for cursor in self._of_server:
-            try:
-                cursor.close()
-            except NotLeased:
-                getattr(cursor, "_close", int)()  # of psycopg: the server closes it with the transaction
-            except Exception:  # noqa: BLE001, S110 - the transaction has failed
-                pass
-
-
-class _LentConnection(LentConnection):
-    def _handle_dbapi_exception(self, e: BaseException, *args: Any, **options: Any) -> NoReturn:
-        if isinstance(e, Exception) and not self.loan.is_over:
-            self.loan.note(e)
-        super()._handle_dbapi_exception(e, *args, **options)
 
 
 def _keep(driven: Any) -> None:

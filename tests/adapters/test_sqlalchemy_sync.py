@@ -241,7 +241,19 @@ def test_kept_thing_raises_after_its_lease(database: URL, keep: Any, reset: str)
             assert connection.execute(COUNT).scalar() == 1
 
 
-# --- mistakes ---------------------------------------------------------------------------------------
+# --- where to connect -------------------------------------------------------------------------------
+
+
+def test_a_callable_is_asked_anew_for_each_connection(tmp_path: Path) -> None:
+    places = iter(["dialect", "first", "second"])
+    manager = SyncSqlalchemyManager(lambda: f"sqlite:///{tmp_path / next(places)}")
+    with ConnectionPool(manager, limit=2) as pool, pool.lease() as one, pool.lease() as two:
+        files = [Path(each.exec_driver_sql("PRAGMA database_list").one()[2]).name for each in (one, two)]
+    assert files == ["first", "second"]
+
+
+async def later() -> str:
+    return "sqlite:///app.db"
 
 
 @pytest.mark.parametrize(
@@ -254,6 +266,8 @@ def test_kept_thing_raises_after_its_lease(database: URL, keep: Any, reset: str)
         ("sqlite://", {}, "memory"),
         ("postgresql+psycopg://app:let-me-in@db/app", {"reset": "all"}, "reset must be"),
         (7, {}, "got int"),
+        (later, {}, "must not be async: use SqlalchemyManager"),
+        (lambda: "nonsense", {}, "cannot be read"),
         (create_engine("sqlite:///app.db"), {}, "poolclass=NullPool"),
         (create_engine("sqlite:///app.db", poolclass=NullPool), {}, "reset='transaction'"),
         (create_engine("sqlite:///app.db", poolclass=NullPool), {"echo": True}, "echo"),
