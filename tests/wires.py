@@ -1,9 +1,11 @@
 """A proxy before a database server, to see what a driver sends, and when."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
@@ -66,3 +68,35 @@ async def proxied(url: str) -> AsyncIterator[Proxy]:
         tasks.start_soon(listener.serve, serve)
         yield seen
         tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def speaking_tls(certificate: Path, url: str) -> AsyncIterator[str]:
+    """Speak TLS, as PostgreSQL does, before the server of an address: that of the wheel cannot. Yield the address."""
+    server = urlsplit(url)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while chunk := await reader.read(65_536):
+                writer.write(chunk)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readexactly(8)  # asks for TLS
+            writer.write(b"S")
+            await writer.start_tls(context)
+            own_reader, own_writer = await asyncio.open_connection(server.hostname, server.port)
+        except (OSError, asyncio.IncompleteReadError):
+            writer.close()
+            return
+        async with asyncio.TaskGroup() as both:
+            both.create_task(pass_on(reader, own_writer))
+            both.create_task(pass_on(own_reader, writer))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        account = server.netloc.rpartition("@")[0]
+        yield server._replace(netloc=f"{account}@127.0.0.1:{port}").geturl()

@@ -20,7 +20,7 @@ from connectionpools_fastapi import ConnectionPool, PoolConfigError, ResourceUna
 from connectionpools_fastapi.adapters import asyncpg as adapter
 from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
 from tests.certificates import write_certificate
-from tests.wires import LOCAL_PORT, Proxy
+from tests.wires import LOCAL_PORT, Proxy, speaking_tls
 
 pytestmark = pytest.mark.anyio
 
@@ -404,38 +404,13 @@ async def test_mistake_at_start_is_one_line_without_the_password(
             await pool.acquire()
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the file of a certificate for another host, signed by itself, and of its key."""
-    return write_certificate(tmp_path_factory.mktemp("certificate") / "both.pem", "elsewhere.example")
-
-
-@pytest.fixture
-async def tls_port(certificate: Path) -> AsyncIterator[int]:
-    """Yield the port of a server that speaks TLS as PostgreSQL does, and nothing else."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(8)  # asks for TLS
-        writer.write(b"S")
-        with suppress(OSError):
-            await writer.start_tls(context)
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield server.sockets[0].getsockname()[1]
-
-
 @pytest.mark.parametrize(("knows_signer", "check"), [(False, "self-signed certificate"), (True, "IP address mismatch")])
-async def test_certificate_that_does_not_verify_is_told(
-    tls_port: int, certificate: Path, check: str, *, knows_signer: bool
-) -> None:
+async def test_certificate_that_does_not_verify_is_told(tmp_path: Path, check: str, *, knows_signer: bool) -> None:
+    certificate = write_certificate(tmp_path / "both.pem", "elsewhere.example")
     context = ssl.create_default_context(cafile=str(certificate) if knows_signer else None)
-    manager = AsyncpgManager(f"postgresql://u:{SECRET}@127.0.0.1:{tls_port}/db", ssl=context)
-    async with pool_of(manager) as pool:
+    async with speaking_tls(certificate, f"postgresql://u:{SECRET}@127.0.0.1:1/db") as url:
         with pytest.raises(PoolConfigError, match=rf"certificate does not pass \({check}") as refused:
-            await pool.acquire()
+            await AsyncpgManager(url, ssl=context).create()
     told = "".join(traceback.format_exception(refused.value))
     assert "malformed" not in told
     assert SECRET not in told

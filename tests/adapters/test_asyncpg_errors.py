@@ -64,12 +64,6 @@ async def write(connection: Any) -> None:
     await connection.execute("INSERT INTO written VALUES (1)")
 
 
-async def write_in_transaction(connection: Any) -> None:
-    async with connection.transaction():
-        await connection.execute("SELECT 1")
-        await connection.execute("INSERT INTO written VALUES (1)")
-
-
 async def fill(pool: ConnectionPool[Any]) -> None:
     """Have as many free connections as there may be."""
     taken = [await pool.acquire() for _ in range(pool.limit)]
@@ -87,28 +81,6 @@ async def errors_of(pool: ConnectionPool[Any], call: Callable[[Any], Awaitable[N
             except READ_ONLY_ERROR:
                 errors += 1
     return errors
-
-
-@pytest.mark.parametrize("call", [write, write_in_transaction])
-@pytest.mark.parametrize("reset", ["session", "transaction"])
-async def test_demoted_server_costs_one_error(
-    server: PostgresServer, admin: Any, postgres_url: str, reset: Any, call: Callable[[Any], Awaitable[None]]
-) -> None:
-    address = server.url
-    elsewhere = await asyncpg.connect(postgres_url)
-    await elsewhere.execute("CREATE TABLE IF NOT EXISTS written (n int)")
-    try:
-        async with ConnectionPool(AsyncpgManager(lambda: address, reset=reset), limit=3) as pool:
-            await fill(pool)
-            await take_no_writes(admin)
-            address = postgres_url
-            assert await errors_of(pool, call, 10) == 1
-            assert pool.stats().creates == 4
-            await fill(pool)
-            assert pool.stats().creates == 6
-    finally:
-        await elsewhere.execute("DROP TABLE written")
-        await elsewhere.close()
 
 
 async def test_server_that_takes_writes_again_is_written_to(server: PostgresServer, admin: Any) -> None:

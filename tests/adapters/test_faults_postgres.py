@@ -20,10 +20,8 @@ from benchmarks.faults.postgres import (
     USER,
     Site,
     a_site,
-    crowded,
     killed,
     reset,
-    rotated,
     slowed,
     stalled,
     terminated,
@@ -77,16 +75,6 @@ async def test_killed_server_means_refusals_then_quick_recovery(contestant: Cont
     assert_all_is_well(outcome)
     assert outcome.errors_in_use + outcome.errors_later <= LIMIT, outcome  # one for each connection
     assert outcome.refused > 0, outcome
-    assert outcome.recovered_after < 2, outcome
-
-
-@each_manager
-async def test_pool_lives_with_few_server_slots_and_grows_later(contestant: Contestant, site: Site) -> None:
-    """`max_connections` leaves it a few."""
-    outcome = await crowded(contestant, site, TINY)
-    assert_all_is_well(outcome)
-    assert (outcome.errors_in_use, outcome.errors_later) == (0, 0), outcome
-    assert outcome.refused == outcome.timeouts, outcome
     assert outcome.recovered_after < 2, outcome
 
 
@@ -149,13 +137,6 @@ async def test_a_slow_network_makes_no_errors(contestant: Contestant, site: Site
     outcome = await slowed(contestant, site, TINY)
     assert_all_is_well(outcome)
     assert (outcome.errors_in_use, outcome.errors_later) == (0, 0), outcome
-
-
-@each_manager
-async def test_password_change_replaces_connections_unnoticed(contestant: Contestant, site: Site) -> None:
-    outcome = await rotated(contestant, site, TINY)
-    assert_all_is_well(outcome)
-    assert (outcome.errors_in_use, outcome.errors_later, outcome.refused) == (0, 0, 0), outcome
 
 
 # --- the hooks themselves, on a network that passes on nothing ---------------------------------------

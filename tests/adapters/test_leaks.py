@@ -1,33 +1,41 @@
 """All managers on one table: what a lease leaves, keeps and breaks does not reach the next one."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
 from typing import Any
 
-import asyncpg  # type: ignore[import-untyped] # has no types
 import pytest
 
-from connectionpools_fastapi import NotLeased
+from connectionpools_fastapi import NotLeased, PoolConfigError
 from tests import leaks
-from tests.leaks import MARIADB, POSTGRES, Contestant, managers
-from tests.mariadb_servers import MariadbServer, mariadb
-from tests.mysql_drivers import outside
-from tests.wheel_servers import PostgresServer, postgres
+from tests.certificates import write_certificate
+from tests.leak_servers import MARIADB, POSTGRES, Place, limited, place_at, restart
+from tests.leaks import Contestant, managers
+from tests.wires import speaking_tls
 
 pytestmark = pytest.mark.anyio
 
 NEEDS_MARIADB = pytest.mark.needs_program("mariadbd")
 AT_ONCE = 1.0  # seconds, for what takes 0.1 s on a machine with nothing else to do
 
+# Below SQLAlchemy this one has the driver's own connection, as its class says.
+UNGUARDED = "SyncSqlalchemyManager, mysql+pymysql"
 
-each = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(contestant.name, marks=[NEEDS_MARIADB] if contestant.server is MARIADB else [])
-        for contestant in managers()
-    ],
-)
+
+def each_but(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(contestant.name, marks=[NEEDS_MARIADB] if contestant.server is MARIADB else [])
+            for contestant in managers()
+            if contestant.name not in names
+        ],
+    )
+
+
+each = each_but()
+each_reset = pytest.mark.parametrize("reset", ["session", "transaction"])
 
 
 def named(name: str, reset: str = "session") -> Contestant:
@@ -41,43 +49,29 @@ def fixture_anyio_backend() -> str:
     return "asyncio"
 
 
-@asynccontextmanager
-async def asking(contestant: Contestant, url: str, root_url: str) -> AsyncIterator[Any]:
-    """Yield how to ask a server by a connection of no pool."""
-    if contestant.server is POSTGRES:
-        connection = await asyncpg.connect(url)
-        yield connection.fetchval
-        await connection.close()
-    else:
-        async with outside(root_url) as root:
-            for table in ("left_behind", "other"):
-                await leaks.ask_mysql(root, f"CREATE OR REPLACE TABLE {table} (n int) ENGINE InnoDB")
-            yield lambda query: leaks.ask_mysql(root, query)
-
-
-@asynccontextmanager
-async def place(request: pytest.FixtureRequest, contestant: Contestant) -> AsyncIterator[tuple[str, Any]]:
-    """Yield the address of the server of the session, and how to ask it."""
+async def place_of(request: pytest.FixtureRequest, contestant: Contestant) -> Place:
+    """Return the server of the session."""
     if contestant.server is POSTGRES:
         url = root_url = request.getfixturevalue("postgres_url")
     else:
         server = request.getfixturevalue("mariadb_server")
         url, root_url = server.url, server.root_url
-    async with asking(contestant, url, root_url) as ask:
-        yield url, ask
+    place = Place(contestant.server, url, root_url)
+    await place.ask_all(place.server.prepare)
+    return place
 
 
-@pytest.mark.parametrize("reset", ["session", "transaction"])
+@each_reset
 @each
 async def test_next_lease_sees_nothing_the_last_one_left(request: Any, name: str, reset: str) -> None:
     contestant = named(name, reset)
     leftovers = contestant.server.leftovers
     seen: set[str] = set()
-    async with place(request, contestant) as (url, ask):
-        for what, leftover in leftovers.items():
-            async with contestant.pool(url, ask) as pool:
-                if await leaks.what_remains(pool, leftover) == "seen":
-                    seen.add(what)
+    place = await place_of(request, contestant)
+    for what, leftover in leftovers.items():
+        async with contestant.pool(place) as pool:
+            if await leaks.what_remains(pool, leftover) == "seen":
+                seen.add(what)
     of_session = {what for what, leftover in leftovers.items() if leftover.of_session}
     assert seen == (of_session if reset == "transaction" else set())
 
@@ -85,78 +79,120 @@ async def test_next_lease_sees_nothing_the_last_one_left(request: Any, name: str
 @each
 async def test_leased_connection_is_refused_in_the_next_lease(request: Any, name: str) -> None:
     contestant = named(name)
-    async with place(request, contestant) as (url, ask), contestant.pool(url, ask) as pool:
+    async with contestant.pool(await place_of(request, contestant)) as pool:
         assert isinstance(await leaks.what_is_kept(pool, leaks.itself(pool)), NotLeased)
 
 
-@each
+@each_but(UNGUARDED)
 async def test_what_was_made_from_it_is_refused_in_the_next_lease(request: Any, name: str) -> None:
     contestant = named(name)
-    async with place(request, contestant) as (url, ask), contestant.pool(url, ask) as pool:
+    async with contestant.pool(await place_of(request, contestant)) as pool:
         assert isinstance(await leaks.what_is_kept(pool, contestant.driver.made), NotLeased)
 
 
-@pytest.mark.parametrize("reset", ["session", "transaction"])
-@each
+@each_reset
+@each_but(UNGUARDED)
 async def test_cancelled_query_ends_on_the_server(request: Any, name: str, reset: str) -> None:
     contestant = named(name, reset)
-    async with place(request, contestant) as (url, ask), contestant.pool(url, ask) as pool:
+    async with contestant.pool(await place_of(request, contestant)) as pool:
         answer, took = await leaks.how_a_cancelled_query_ends(pool)
         assert answer == "ends"
         assert took < AT_ONCE
-        async with pool.lease() as connection:
-            assert await contestant.driver.ask(connection, "SELECT 7") == 7
+        assert await leaks.is_served(pool) == "served"
 
 
 @each
 async def test_free_connection_the_server_ended_is_not_leased(request: Any, name: str) -> None:
     contestant = named(name)
-    async with place(request, contestant) as (url, ask), contestant.pool(url, ask) as pool:
+    async with contestant.pool(await place_of(request, contestant)) as pool:
         assert await leaks.how_the_next_is_served(pool, leaks.end_session) == "served"
 
 
 @each
 async def test_leased_connection_the_server_ended_is_not_reused(request: Any, name: str) -> None:
     contestant = named(name)
-    driver = contestant.driver
-    async with place(request, contestant) as (url, ask), contestant.pool(url, ask) as pool:
+    driver, server = contestant.driver, contestant.server
+    async with contestant.pool(await place_of(request, contestant)) as pool:
         async with pool.lease() as connection:
-            session = await driver.ask(connection, pool.server.session)
+            session = await driver.ask(connection, server.session)
             await leaks.end_session(pool, session)
             with pytest.raises(Exception, match=r"\w"):  # of any driver
                 await driver.ask(connection, "SELECT 1")
         async with pool.lease() as connection:
-            assert await driver.ask(connection, pool.server.session) != session
+            assert await driver.ask(connection, server.session) != session
 
 
-@pytest.fixture(name="mortal", scope="module")
-def fixture_mortal() -> Iterator[Callable[[Contestant], Any]]:
-    """Start servers that a test may kill, as they are needed."""
+# --- what befalls the server -------------------------------------------------------------------------
+
+
+@pytest.fixture(name="server_of", scope="module")
+def fixture_server_of() -> Iterator[Callable[[Contestant], Any]]:
+    """Start servers that a test may fill, change and kill, as they are needed; they speak no TLS."""
     with ExitStack() as stack:
-        started: dict[int, Any] = {}
+        started: dict[bool, Any] = {}
 
         def server_of(contestant: Contestant) -> Any:
             of_postgres = contestant.server is POSTGRES
             if of_postgres not in started:
-                started[of_postgres] = stack.enter_context(postgres() if of_postgres else mariadb())
+                started[of_postgres] = stack.enter_context(limited(contestant.server))
             return started[of_postgres]
 
         yield server_of
 
 
 @each
-async def test_server_that_was_restarted_fails_no_caller(mortal: Any, name: str) -> None:
+async def test_server_that_was_restarted_fails_no_caller(server_of: Any, name: str) -> None:
     contestant = named(name)
-    server: PostgresServer | MariadbServer = mortal(contestant)
+    server = server_of(contestant)
+    async with contestant.pool(await place_at(server)) as pool:
+        assert await leaks.how_the_next_is_served(pool, lambda *_: restart(server)) == "served"
 
-    def killed_and_started() -> None:
-        server.kill()
-        server.start()
 
-    async def restart(*_: object) -> None:
-        await asyncio.to_thread(killed_and_started)
+@each
+async def test_full_server_refuses_no_caller(server_of: Any, name: str) -> None:
+    contestant = named(name)
+    async with contestant.pool(await place_at(server_of(contestant)), limit=3) as pool:
+        assert await leaks.how_a_full_server_is_met(pool) == "served"
 
-    async def no_tidying(_: str) -> None: ...
 
-    async with contestant.pool(server.url, no_tidying) as pool:
-        assert await leaks.how_the_next_is_served(pool, restart) == "served"
+@each_reset
+@each
+async def test_server_that_takes_no_writes_costs_one_error(request: Any, server_of: Any, name: str, reset: str) -> None:
+    contestant = named(name, reset)
+    other = await place_of(request, contestant)
+    async with contestant.pool(await place_at(server_of(contestant)), limit=3) as pool:
+        assert await leaks.how_a_failover_is_met(pool, other) == "served"
+
+
+@each
+async def test_new_password_is_used_and_a_wrong_one_told(server_of: Any, name: str) -> None:
+    contestant = named(name)
+    async with contestant.pool(await place_at(server_of(contestant)), limit=2) as pool:
+        assert await leaks.how_a_new_password_is_met(pool) == "served"
+    async with contestant.pool(await place_at(server_of(contestant)), limit=2) as pool:
+        told = await leaks.how_a_wrong_password_is_told(pool)
+        assert isinstance(told, PoolConfigError)
+        assert "the server refuses" in str(told)
+
+
+@each
+async def test_tls_is_used_if_it_is_asked_for(request: Any, tmp_path: Path, name: str) -> None:
+    contestant = named(name)
+    place = await place_of(request, contestant)
+    async with AsyncExitStack() as stack:
+        if contestant.server is POSTGRES:
+            certificate = write_certificate(tmp_path / "both.pem", "127.0.0.1")
+            place.url = await stack.enter_async_context(speaking_tls(certificate, place.url))
+        else:
+            certificate = request.getfixturevalue("mariadb_server").certificate
+        pool = await stack.enter_async_context(contestant.pool(place, **contestant.asking_for_tls(certificate)))
+        assert await leaks.is_encrypted(pool)
+
+
+@each
+async def test_server_without_tls_is_refused_if_tls_is_asked_for(server_of: Any, tmp_path: Path, name: str) -> None:
+    contestant = named(name)
+    options = contestant.asking_for_tls(write_certificate(tmp_path / "both.pem", "127.0.0.1"))
+    async with contestant.pool(await place_at(server_of(contestant)), **options) as pool:
+        with pytest.raises(PoolConfigError, match="speaks no TLS"):
+            await leaks.is_encrypted(pool)

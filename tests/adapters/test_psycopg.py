@@ -753,7 +753,6 @@ MISTAKES: dict[str, tuple[Callable[[str], Any], str]] = {
     "/ without a database": (lambda _: "postgresql://postgres:Sw0rdfish/1@127.0.0.1", "Write %2F for it"),
     "%": (lambda url: url.replace(PASSWORD, "Sw0rdfish%"), "percent-encode"),
     "connect timeout": (lambda url: f"{url}?connect_timeout=Sw0rdfish", "a value that psycopg cannot read"),
-    "no TLS": (lambda url: f"{url}?sslmode=require", "speaks no TLS"),
     "nothing": (lambda _: lambda: None, "must return a str"),
 }
 

@@ -2,26 +2,20 @@
 
 import asyncio
 import socket
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from psycopg import AsyncConnection, AsyncCursor
 
 from connectionpools_fastapi import ConnectionPool, PoolConfigError
 from connectionpools_fastapi.adapters import _psycopg_scripts
 from connectionpools_fastapi.adapters.psycopg import PsycopgManager
+from tests.certificates import write_certificate
 from tests.programs import pgbouncer
 from tests.psycopg_pools import (
     WAIT,
@@ -32,6 +26,7 @@ from tests.psycopg_pools import (
     value,
 )
 from tests.wheel_servers import postgres
+from tests.wires import speaking_tls
 
 pytestmark = pytest.mark.anyio
 
@@ -73,28 +68,6 @@ def other_url() -> Any:
 async def write(connection: Connection) -> None:
     await connection.execute("DROP TABLE IF EXISTS written")
     await connection.commit()
-
-
-@each_reset
-async def test_failover_costs_a_lease_in_use_one_error_at_most(postgres_url: str, other_url: str, reset: str) -> None:
-    address = other_url
-    async with pool_of(lambda: address, limit=5, reset=reset) as pool:
-        connections = [await pool.acquire() for _ in range(5)]
-        async with demoted(other_url):
-            address = postgres_url
-            for connection in connections:
-                await until_set(connection, "on")
-            for connection in connections[1:]:
-                await pool.release(connection)
-            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
-                await write(connections[0])
-            for connection in [await pool.acquire() for _ in range(4)]:
-                await write(connection)
-                await pool.release(connection)
-            await pool.release(connections[0])
-            async with pool.lease() as connection:
-                await write(connection)
-        assert pool.stats().discards["check"] >= 4
 
 
 async def ask_for_session(connection: Connection) -> None:
@@ -207,41 +180,12 @@ async def test_connect_timeout_is_for_each_address(postgres_url: str) -> None:
             assert await value(connection, "SELECT 7") == 7
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """Make a certificate that no authority has signed."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "elsewhere")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
-    ).sign(key, hashes.SHA256())
-    file = tmp_path / "server.pem"
-    file.write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + made.public_bytes(Encoding.PEM)
-    )
-    return file
-
-
 @pytest.mark.parametrize("trusted", ["none", "its own"])
-async def test_certificate_that_does_not_verify_is_told(certificate: Path, tmp_path: Path, trusted: str) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readexactly(8)  # the request to speak TLS
-        writer.write(b"S")
-        with suppress(OSError):
-            await writer.start_tls(context)
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        root = certificate if trusted == "its own" else tmp_path / "missing.pem"
-        manager = PsycopgManager(
-            f"postgresql://postgres:Sw0rdfish@127.0.0.1:{port}/postgres", sslmode="verify-full", sslrootcert=str(root)
-        )
+async def test_certificate_that_does_not_verify_is_told(tmp_path: Path, trusted: str) -> None:
+    certificate = write_certificate(tmp_path / "both.pem", "elsewhere")
+    root = certificate if trusted == "its own" else tmp_path / "missing.pem"
+    async with speaking_tls(certificate, "postgresql://postgres:Sw0rdfish@127.0.0.1:1/postgres") as url:
+        manager = PsycopgManager(url, sslmode="verify-full", sslrootcert=str(root))
         with pytest.raises(PoolConfigError, match=r"certificate does not verify.*sslrootcert") as error:
             await manager.create()
     assert "Sw0rdfish" not in str(error.value)

@@ -398,17 +398,6 @@ def test_def_endpoint_gets_a_connection_of_its_own(postgres_url: str) -> None:
 # --- connecting -------------------------------------------------------------------------------------
 
 
-def test_a_callable_is_asked_anew_for_each_connection(postgres_url: str) -> None:
-    asked: list[str] = []
-
-    def dsn() -> str:
-        asked.append("again")
-        return postgres_url
-
-    with pool_of(dsn, limit=2) as pool, pool.lease(), pool.lease():
-        assert asked == ["again", "again"]
-
-
 def test_a_failing_init_closes_the_connection(postgres_url: str) -> None:
     made: list[Conn] = []
 

@@ -333,16 +333,6 @@ async def test_a_callable_is_asked_anew_for_each_connection(database: URL) -> No
             await pool.release(two)
 
 
-async def test_credentials_that_have_changed_are_used(server: URL) -> None:
-    answers = iter([server, server.set(password="wrong")])  # noqa: S106 - a wrong one
-    async with pool_of(lambda: next(answers)) as pool:
-        async with pool.lease() as connection:
-            assert await value(connection, "SELECT 7") == 7
-        pool.expire()
-        with pytest.raises(PoolConfigError, match="password"):
-            await pool.acquire()
-
-
 async def test_the_manager_of_a_driver_does_as_it_was_told(postgres_url: str) -> None:
     manager = PsycopgManager(postgres_url, reset="transaction", application_name="mine")
     async with pool_of(manager) as pool:

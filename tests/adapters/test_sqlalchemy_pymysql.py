@@ -1,20 +1,17 @@
 """SyncSqlalchemyManager on PyMySQL: the same reset as the managers of aiomysql and asyncmy, on MariaDB."""
 
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pymysql  # type: ignore[import-untyped] # has no types
 import pytest
-from sqlalchemy import Connection, create_engine, text
+from sqlalchemy import Connection, create_engine
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from connectionpools_fastapi import ConnectionPool, PoolConfigError
 from connectionpools_fastapi.adapters import _sqlalchemy_drivers as drivers
 from connectionpools_fastapi.adapters.sqlalchemy import SyncSqlalchemyManager
-from tests.leaks import MARIADB, Leftover
 from tests.mariadb_servers import MariadbServer
 from tests.sqlalchemy_pools import each_reset
 from tests.support import check
@@ -25,15 +22,8 @@ MANY = "SELECT seq FROM seq_1_to_100000"
 
 
 @pytest.fixture(name="url")
-def fixture_url(mariadb_server: MariadbServer) -> Iterator[URL]:
-    """Yield an address of a database with the two tables of the leftovers."""
-    url = make_url(mariadb_server.url).set(drivername="mysql+pymysql")
-    engine = create_engine(url, poolclass=NullPool)
-    with engine.begin() as connection:
-        for name in ("left_behind", "other"):
-            connection.execute(text(f"CREATE OR REPLACE TABLE {name} (n int) ENGINE InnoDB"))
-    yield url
-    engine.dispose()
+def fixture_url(mariadb_server: MariadbServer) -> URL:
+    return make_url(mariadb_server.url).set(drivername="mysql+pymysql")
 
 
 def pool_of(url: URL, **options: Any) -> ConnectionPool[Connection]:
@@ -42,29 +32,6 @@ def pool_of(url: URL, **options: Any) -> ConnectionPool[Connection]:
 
 def driven(connection: Connection) -> Any:
     return connection.connection.driver_connection
-
-
-def is_there(connection: Connection, leftover: Leftover) -> bool:
-    with driven(connection).cursor() as cursor:
-        try:
-            cursor.execute(leftover.question)
-        except pymysql.Error:
-            return leftover.tells_by_error
-        return bool(cursor.fetchone()[0])
-
-
-@each_reset
-@pytest.mark.parametrize("name", MARIADB.leftovers)
-def test_lease_sees_nothing_the_previous_one_left(url: URL, name: str, reset: str) -> None:
-    leftover = MARIADB.leftovers[name]
-    with pool_of(url, reset=reset) as pool:
-        with pool.lease() as connection:
-            session = driven(connection).thread_id()
-            connection.exec_driver_sql(leftover.leave)
-        with pool.lease() as connection:
-            assert driven(connection).thread_id() == session
-            assert is_there(connection, leftover) is (reset == "transaction" and leftover.of_session)
-        check(pool)
 
 
 def test_settings_of_the_connection_are_those_of_each_lease(url: URL) -> None:
@@ -131,22 +98,6 @@ def test_rows_of_a_second_result_are_dropped(url: URL) -> None:
         with pool.lease() as connection:
             assert connection.exec_driver_sql("SELECT 7").scalar() == 7
         assert pool.stats().creates == 1
-
-
-@each_reset
-def test_session_ended_at_the_server_is_replaced(url: URL, mariadb_server: MariadbServer, reset: str) -> None:
-    """While it is free, and no caller meets an error."""
-    root = create_engine(make_url(mariadb_server.root_url).set(drivername="mysql+pymysql"), poolclass=NullPool)
-    with pool_of(url, reset=reset) as pool:
-        with pool.lease() as connection:
-            session = driven(connection).thread_id()
-        with root.connect() as connection:
-            connection.exec_driver_sql(f"KILL {session}")
-        with pool.lease() as connection:
-            assert driven(connection).thread_id() != session
-            with pytest.raises(OperationalError):
-                connection.exec_driver_sql(f"KILL {driven(connection).thread_id()}")
-        assert pool.stats().discards["discard"] + pool.stats().discards["broken"] == 1
 
 
 def test_server_too_old_to_reset_is_told(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
