@@ -21,7 +21,8 @@ KINDS = (
     ("sqlalchemy", "Engine", "sqlalchemy", "ThreadEnginePool"),
     ("redis.asyncio", "ConnectionPool", "redis", "RedisAsyncPool"),
     ("redis", "ConnectionPool", "redis", "RedisThreadPool"),
-    ("aiomysql", "Pool", "aiomysql", "AiomysqlPool"),
+    ("aiomysql", "Pool", "mysql", "MysqlPool"),
+    ("asyncmy", "Pool", "mysql", "MysqlPool"),
     ("connectionpools_fastapi.adapters.pymongo", "PoolEvents", "pymongo", "PymongoPools"),
 )
 
@@ -105,10 +106,10 @@ def observe(pool: Any, *, name: str, clock: Callable[[], float] = time.monotonic
 
     Args:
         pool: An asyncpg.Pool, an AsyncConnectionPool or ConnectionPool of psycopg_pool, an
-            AsyncEngine or Engine of SQLAlchemy, a ConnectionPool of redis or redis.asyncio, an
-            aiomysql.Pool, the PoolEvents of a client of PyMongo; or a function without arguments
-            that returns one, and before there is one returns None or raises. It is called each
-            time, from any thread, and must not block.
+            AsyncEngine or Engine of SQLAlchemy, a ConnectionPool of redis or redis.asyncio, a Pool
+            of aiomysql or asyncmy, the PoolEvents of a client of PyMongo; or a function without
+            arguments that returns one, and before there is one returns None or raises. It is called
+            each time, from any thread, and must not block.
         name: What health and metrics call the pool; unique in an application.
         clock: Returns the time in seconds, which never goes backwards; called from any
             thread.

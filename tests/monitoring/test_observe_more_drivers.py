@@ -1,4 +1,4 @@
-"""Observe: the pools of redis-py and aiomysql tell what they know, and are never queued for."""
+"""Observe: the pools of redis-py, aiomysql and asyncmy tell what they know, and are never queued for."""
 
 import asyncio
 import logging
@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import aiomysql  # type: ignore[import-untyped] # has no types
 import anyio
+import asyncmy  # type: ignore[import-untyped, unused-ignore]
 import pytest
 import redis
 import redis.asyncio
@@ -96,8 +97,8 @@ async def comes(pool: Any, verdict: str) -> None:
 
 
 @asynccontextmanager
-async def aiomysql_pool(port: int) -> AsyncIterator[Any]:
-    pool = await aiomysql.create_pool(
+async def mysql_pool(module: Any, port: int) -> AsyncIterator[Any]:
+    pool = await module.create_pool(
         host="127.0.0.1", port=port, user="app", password=PASSWORD, db="test", minsize=0, maxsize=2
     )
     try:
@@ -107,9 +108,13 @@ async def aiomysql_pool(port: int) -> AsyncIterator[Any]:
         await pool.wait_closed()
 
 
+each_mysql = pytest.mark.parametrize("module", [aiomysql, asyncmy], ids=lambda module: module.__name__)
+
+
 @pytest.mark.needs_program("mariadbd")
-async def test_aiomysql_pool_tells_its_numbers_and_is_not_queued_for(mariadb_server: MariadbServer) -> None:
-    async with aiomysql_pool(mariadb_server.port) as pool:
+@each_mysql
+async def test_mysql_pool_tells_its_numbers_and_is_not_queued_for(module: Any, mariadb_server: MariadbServer) -> None:
+    async with mysql_pool(module, mariadb_server.port) as pool:
         observed = observe(pool, name="db")
         found = await examine(observed, max_age=0, timeout=WAIT)
         assert (found.verdict, found.stats.limit, found.stats.free, found.stats.taken) == ("pass", 2, 1, 0)
@@ -124,11 +129,12 @@ async def test_aiomysql_pool_tells_its_numbers_and_is_not_queued_for(mariadb_ser
 
 
 @pytest.mark.needs_program("mariadbd")
+@each_mysql
 async def test_mysql_that_is_gone_fails_until_it_is_back(
-    mariadb_server: MariadbServer, caplog: pytest.LogCaptureFixture
+    module: Any, mariadb_server: MariadbServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
-    async with Proxy(mariadb_server.port) as proxy, aiomysql_pool(proxy.port) as pool:
+    async with Proxy(mariadb_server.port) as proxy, mysql_pool(module, proxy.port) as pool:
         observed = observe(pool, name="db")
         await comes(observed, "pass")
         proxy.refuse()

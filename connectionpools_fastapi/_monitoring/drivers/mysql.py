@@ -1,12 +1,14 @@
-"""What an aiomysql.Pool knows of itself."""
+"""What an aiomysql.Pool knows of itself, and asyncmy's, which is made after it."""
+
+# ruff: noqa: SLF001 - they have no other words for it
 
 from typing import Any
 
 from connectionpools_fastapi.stats import ObservedStats
 
 
-class AiomysqlPool:
-    """An aiomysql.Pool: it knows its connections, but counts nothing."""
+class MysqlPool:
+    """A Pool of aiomysql or asyncmy: it knows its connections, but counts nothing."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
@@ -25,13 +27,13 @@ class AiomysqlPool:
 
     def can_lend(self) -> bool:
         """Whether a connection is free or can be made; while the pool makes one, other callers queue."""
-        if self._pool._cond.locked():  # noqa: SLF001 - aiomysql has no other word for it
+        if self._pool._cond.locked():
             return False
         return self._pool.freesize > 0 or not self._pool.maxsize or self._pool.size < self._pool.maxsize
 
     def still_fails(self) -> bool:
         """Whether connections are being made, so that callers queue."""
-        locked: bool = self._pool._cond.locked()  # noqa: SLF001 - as above
+        locked: bool = self._pool._cond.locked()
         return locked
 
     async def try_out(self, timeout: float) -> None:  # noqa: ARG002 - the caller's limit is enough
@@ -40,6 +42,6 @@ class AiomysqlPool:
             await connection.ping(reconnect=False)
 
     def _status(self) -> str:
-        if self._pool.closed:
+        if self._pool._closed:
             return "closed"
-        return "closing" if self._pool._closing else "open"  # noqa: SLF001 - as above
+        return "closing" if self._pool._closing else "open"
