@@ -10,9 +10,7 @@ from psycopg import AsyncConnection, Error, capabilities
 from psycopg.pq import TransactionStatus
 from psycopg.waiting import READY_NONE, READY_R, WAIT_R, wait_async
 
-from connectionpools_fastapi import Loan
-
-from ._psycopg_leases import CLOSE_WITHIN, LOST, Leases, Wire, limited, missing, owns_socket, shown_as_over
+from ._psycopg_leases import CLOSE_WITHIN, LOST, Leasable
 from ._readiness import LOOK_EVERY, Readiness
 from ._socket import shut_down
 
@@ -41,40 +39,16 @@ class Tasks:
         self.cancelling: asyncio.Future[None] | None = None
 
 
-class Connection(AsyncConnection[Any]):
-    """A connection of the pool, or the object of one lease: the same socket, and its own state.
+class Connection(Leasable, AsyncConnection[Any]):
+    """A connection of the pool, or the object of one lease."""
 
-    Everything that psycopg sends passes `wait`, also from cursors, transactions and COPY. There an ended lease raises.
-    """
-
-    loan: Loan | None = None  # of a lease's object
-    lent: "Connection | None" = None  # of the pool's connection: the object of the current lease
+    new_lock = asyncio.Lock
     lost = LOST.format("await ", "async ")
-    leases: Leases
     _is_tended = False
 
     def __init__(self, pgconn: Any, *args: Any) -> None:
         super().__init__(pgconn, *args)
-        self.wire = Wire(self)
         self.tasks = Tasks()
-
-    @classmethod
-    def _connect_gen(cls, conninfo: str = "", **options: Any) -> Any:
-        return limited(super()._connect_gen(conninfo, **options), conninfo)  # psycopg 3.2 applies the limit here
-
-    def remember(self) -> None:
-        """Make each lease begin with the present settings of the connection."""
-        self.leases = Leases(self, asyncio.Lock)
-
-    def __getattr__(self, name: str) -> Any:
-        return missing(self, name)
-
-    def __repr__(self) -> str:
-        return shown_as_over(self) or super().__repr__()
-
-    def __del__(self, *_: Any) -> None:
-        if owns_socket(self):
-            super().__del__()
 
     # --- waiting for the server -------------------------------------------------------------------------
 
@@ -161,11 +135,6 @@ class Connection(AsyncConnection[Any]):
             return await self.wait(steps)
 
     # --- closing ----------------------------------------------------------------------------------------
-
-    def _should_cancel(self) -> bool:
-        if self.loan is not None:
-            self.loan.check()
-        return super()._should_cancel()
 
     async def cancel_safe(self, *, timeout: float = 30.0) -> None:
         """Ask the server to cancel the query, even if the task is cancelled again, as scopes of anyio do.

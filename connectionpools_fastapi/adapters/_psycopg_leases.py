@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar, Self
 from weakref import ref
 
 from psycopg.adapt import AdaptersMap
@@ -180,23 +180,50 @@ def leasable(manager: str, kind: Any, of_driver: Any, pooled: Any) -> Any:
     return pooled if kind is of_driver else type(kind.__name__, (pooled, kind), {})
 
 
-def missing(connection: Any, name: str) -> Any:
-    """Raise NotLeased for an attribute that an ended lease's object no longer has; else AttributeError."""
-    if connection.loan is not None:
-        connection.loan.check()
-    raise AttributeError(f"{type(connection).__name__!r} object has no attribute {name!r}")
+class Leasable:
+    """A connection of the pool, or the object of one lease: the same socket, and its own state.
 
+    It comes before psycopg's class. Everything that psycopg sends passes `wait`, also from cursors, transactions and
+    COPY. There an ended lease raises.
+    """
 
-def shown_as_over(connection: Any) -> str | None:
-    """Return the `repr` of an ended lease's object; None for others."""
-    if connection.loan is None or not connection.loan.is_over:
-        return None
-    return f"<{type(connection).__name__} [its lease is over] at 0x{id(connection):x}>"
+    new_lock: ClassVar[Callable[[], Any]]  # of asyncio or of threads
+    loan: Loan | None = None  # of a lease's object
+    lent: Self | None = None  # of the pool's connection: the object of the current lease
+    leases: Leases
 
+    def __init__(self, pgconn: Any, *args: Any) -> None:
+        super().__init__(pgconn, *args)  # type: ignore[call-arg] # of psycopg's class, which follows
+        self.wire = Wire(self)
 
-def owns_socket(connection: Any) -> bool:
-    """Whether no other object may still use the socket, which the pool closes."""
-    return connection.lent is None and (connection.loan is None or not connection.loan.is_over)
+    @classmethod
+    def _connect_gen(cls, conninfo: str = "", **options: Any) -> Any:
+        connecting = super()._connect_gen(conninfo, **options)  # type: ignore[misc] # as above
+        return limited(connecting, conninfo)  # psycopg 3.2 applies the limit here
+
+    def remember(self) -> None:
+        """Make each lease begin with the present settings of the connection."""
+        self.leases = Leases(self, type(self).new_lock)
+
+    def __getattr__(self, name: str) -> Any:
+        if self.loan is not None:  # over, it has no attributes any more
+            self.loan.check()
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        if self.loan is None or not self.loan.is_over:
+            return super().__repr__()
+        return f"<{type(self).__name__} [its lease is over] at 0x{id(self):x}>"
+
+    def __del__(self, *_: Any) -> None:
+        if self.lent is None and (self.loan is None or not self.loan.is_over):  # else another one uses the socket
+            super().__del__()  # type: ignore[misc] # as above
+
+    def _should_cancel(self) -> bool:
+        if self.loan is not None:
+            self.loan.check()
+        should: bool = super()._should_cancel()  # type: ignore[misc] # as above
+        return should
 
 
 def limited(connecting: Any, conninfo: str) -> Generator[Any, Any, Any]:

@@ -9,32 +9,18 @@ from typing import Any
 from psycopg import Connection, Error
 from psycopg.pq import TransactionStatus
 
-from connectionpools_fastapi import Loan, Verdict
+from connectionpools_fastapi import ResourceManager
 from connectionpools_fastapi.errors import PoolConfigError
-from connectionpools_fastapi.manager import ResourceManager
 
-from ._options import Reset, check_reset, refuse_prepare
-from ._postgres import LOOK_WITHIN, ROUNDS, shares_sessions, warn_of_shared_sessions
-from ._psycopg_address import Target
-from ._psycopg_leases import (
-    CLOSE_WITHIN,
-    LOST,
-    Leases,
-    Wire,
-    leasable,
-    limited,
-    missing,
-    owns_socket,
-    shown_as_over,
-    within,
-)
-from ._psycopg_scripts import POOLED_OPTIONS, Refusals, backend, end_lease
-from ._socket import has_news, shut_down
-
-NAME = "SyncPsycopgManager"
+from ._options import Reset
+from ._postgres import LOOK_WITHIN, ROUNDS, shares_sessions
+from ._psycopg_leases import CLOSE_WITHIN, LOST, Leasable, within
+from ._psycopg_manager import BasePsycopgManager
+from ._psycopg_scripts import backend, end_lease
+from ._socket import shut_down
 
 
-class SyncPsycopgManager(ResourceManager[Connection[Any]]):
+class SyncPsycopgManager(BasePsycopgManager[Connection[Any]]):
     """Connects threads and `def` endpoints to PostgreSQL by psycopg 3, and resets each connection between two leases.
 
     Write `ConnectionPool(SyncPsycopgManager("postgresql://..."), limit=10, name="db")`. Its hooks are
@@ -88,17 +74,13 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
         Raises:
             PoolConfigError: If `dsn`, `reset`, `init`, `connection_class` or an option cannot work or is unknown.
         """
-        check_reset(NAME, reset)
+        super().__init__(dsn, reset=reset, kinds=(connection_class, Connection, PooledConnection), options=options)
         for name, given in (("dsn", dsn), ("init", init)):
             if inspect.iscoroutinefunction(given):
-                raise PoolConfigError(f"{NAME}: {name} must not be async: use PsycopgManager, or write it with def")
-        self._target = Target(NAME, "Connection", dsn, options)
-        self._kind = leasable(NAME, connection_class, Connection, PooledConnection)
-        self._dsn = dsn
-        self._reset: Reset = reset
+                raise PoolConfigError(
+                    f"{self._name}: {name} must not be async: use PsycopgManager, or write it with def"
+                )
         self._init = init
-        self.shares_sessions: bool | None = None  # not known before the first connection
-        self._refusals = Refusals()
 
     def create(self) -> Connection[Any]:
         """Connect.
@@ -152,9 +134,7 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
                 with self._connect() as other:
                     pids = [(session(connection), session(other)) for _ in range(ROUNDS)]
                 shares = shares_sessions(*zip(*pids, strict=True))
-        if shares and not self.shares_sessions:
-            warn_of_shared_sessions(NAME, POOLED_OPTIONS)
-        self.shares_sessions = shares or bool(self.shares_sessions)
+        self._note_pooler(shares=shares)
 
     def check(self, resource: Connection[Any]) -> bool:
         """Send the server an empty query, unless the driver knows that the connection cannot be used.
@@ -165,23 +145,11 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
         Returns:
             False if it cannot be used; if the server is gone, an exception means the same.
         """
-        if resource.closed or resource.pgconn.transaction_status != TransactionStatus.IDLE:
+        if not self._can_be_asked(resource):
             return False
         connection: Any = resource
         works: bool = connection.run(self._refusals.check(connection))
         return works
-
-    def doubtful(self, resource: Connection[Any]) -> bool:
-        """Whether a connection was closed, as far as this end knows, without a round trip.
-
-        Args:
-            resource: The connection.
-
-        Returns:
-            Whether it has to be checked before it is used.
-        """
-        connection: Any = resource
-        return connection.wire.refusals != self._refusals.count or resource.closed or has_news(resource.fileno())
 
     def change(self, resource: Connection[Any]) -> None:
         """Reset a connection, as the class describes.
@@ -198,35 +166,6 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
         if steps is not None:
             connection.run(steps)
 
-    def lend(self, resource: Connection[Any], loan: Loan) -> Connection[Any]:
-        """Make the connection that a lease gets; after the lease it raises `NotLeased`.
-
-        Args:
-            resource: The connection.
-            loan: The lease.
-
-        Returns:
-            A Connection with its own state on the same socket.
-        """
-        connection: Any = resource
-        lent: Connection[Any] = connection.leases.lend(connection, loan)
-        return lent
-
-    def broken(self, resource: Connection[Any], error: Exception) -> Verdict | None:
-        """Say what an error means for its connection.
-
-        Args:
-            resource: The connection.
-            error: The error.
-
-        Returns:
-            "discard" if the server ends the session, "expire" if it ends all of them, "check" if a
-            write was refused: `doubtful` then sends every connection to `check`, which asks the
-            server whether it takes writes at all. None for other errors.
-        """
-        connection: Any = resource
-        return self._refusals.judge(connection.wire, error)
-
     def prepared(self, resource: Connection[Any]) -> None:
         """Commit what a `prepare` has set, which a rollback would undo.
 
@@ -234,15 +173,6 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
             resource: The connection.
         """
         resource.commit()
-
-    def refuse_prepare(self) -> str | None:
-        """Say why a request may not prepare its connection.
-
-        Returns:
-            The reason, if a reset does not undo settings: with `reset="transaction"`, and behind a pooler in
-            transaction mode.
-        """
-        return refuse_prepare(resets_session=self._reset == "session", shares_sessions=self.shares_sessions)
 
     def sandbox(self, resource: Connection[Any]) -> ResourceManager[Connection[Any]]:
         """Make the manager of a sandbox, for `connectionpools_fastapi.testing.sandbox`.
@@ -274,38 +204,11 @@ class SyncPsycopgManager(ResourceManager[Connection[Any]]):
             connection.leases.end(connection)
 
 
-class PooledConnection(Connection[Any]):
-    """A connection of the pool, or the object of one lease: the same socket, and its own state.
+class PooledConnection(Leasable, Connection[Any]):
+    """A connection of the pool, or the object of one lease."""
 
-    Everything that psycopg sends passes `wait`, also from cursors, transactions and COPY. There an ended lease raises.
-    """
-
-    loan: Loan | None = None  # of a lease's object
-    lent: "PooledConnection | None" = None  # of the pool's connection: the object of the current lease
+    new_lock = threading.Lock
     lost = LOST.format("", "")
-    leases: Leases
-
-    def __init__(self, pgconn: Any, *args: Any) -> None:
-        super().__init__(pgconn, *args)
-        self.wire = Wire(self)
-
-    @classmethod
-    def _connect_gen(cls, conninfo: str = "", **options: Any) -> Any:
-        return limited(super()._connect_gen(conninfo, **options), conninfo)  # psycopg 3.2 applies the limit here
-
-    def remember(self) -> None:
-        """Make each lease begin with the present settings of the connection."""
-        self.leases = Leases(self, threading.Lock)
-
-    def __getattr__(self, name: str) -> Any:
-        return missing(self, name)
-
-    def __repr__(self) -> str:
-        return shown_as_over(self) or super().__repr__()
-
-    def __del__(self, *_: Any) -> None:
-        if owns_socket(self):
-            super().__del__()
 
     def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
         loan, wire = self.loan, self.wire
@@ -329,11 +232,6 @@ class PooledConnection(Connection[Any]):
         """Do what a script of the manager says."""
         with self.lock:
             return self.wait(steps)
-
-    def _should_cancel(self) -> bool:
-        if self.loan is not None:
-            self.loan.check()
-        return super()._should_cancel()
 
     def close(self) -> None:
         """Close the connection, unless another thread still waits for it: libpq forbids that.

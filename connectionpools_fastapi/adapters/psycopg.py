@@ -5,17 +5,14 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from connectionpools_fastapi import Loan, Verdict
-from connectionpools_fastapi.manager import ResourceManager
+from connectionpools_fastapi import ResourceManager
 
-from ._options import Reset, check_reset, current, refuse_prepare
-from ._postgres import LOOK_WITHIN, ROUNDS, shares_sessions, warn_of_shared_sessions
+from ._options import Reset, current
+from ._postgres import LOOK_WITHIN, ROUNDS, shares_sessions
 from ._readiness import readiness_of
-from ._socket import has_news
 
 try:
     from psycopg import AsyncConnection, Error, __version__
-    from psycopg.pq import TransactionStatus
 
     if tuple(map(int, __version__.split(".")[:2])) < (3, 2):
         raise ImportError(f"found {__version__}")
@@ -26,10 +23,10 @@ except ImportError as _error:
     )
     raise ImportError(msg) from _error
 
-from ._psycopg_address import Target
 from ._psycopg_connection import Connection
-from ._psycopg_leases import CLOSE_WITHIN, leasable
-from ._psycopg_scripts import POOLED_OPTIONS, Refusals, backend, end_lease
+from ._psycopg_leases import CLOSE_WITHIN
+from ._psycopg_manager import BasePsycopgManager
+from ._psycopg_scripts import backend, end_lease
 from ._psycopg_sync import SyncPsycopgManager
 
 __all__ = ["PsycopgManager", "SyncPsycopgManager"]
@@ -37,7 +34,7 @@ __all__ = ["PsycopgManager", "SyncPsycopgManager"]
 Dsn = str | Callable[[], str | Awaitable[str]]
 
 
-class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
+class PsycopgManager(BasePsycopgManager[AsyncConnection[Any]]):
     """Connects to PostgreSQL by psycopg 3, and resets each connection between two leases.
 
     Write `ConnectionPool(PsycopgManager("postgresql://..."), limit=10, name="db")`, on
@@ -104,14 +101,8 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         Raises:
             PoolConfigError: If `dsn`, `reset`, `connection_class` or an option cannot work or is unknown.
         """
-        check_reset("PsycopgManager", reset)
-        self._target = Target("PsycopgManager", "AsyncConnection", dsn, options)
-        self._kind = leasable("PsycopgManager", connection_class, AsyncConnection, Connection)
-        self._dsn = dsn
-        self._reset: Reset = reset
+        super().__init__(dsn, reset=reset, kinds=(connection_class, AsyncConnection, Connection), options=options)
         self._init = init
-        self._shares_sessions: bool | None = None  # not known before the first connection
-        self._refusals = Refusals()
 
     async def create(self) -> AsyncConnection[Any]:
         """Connect.
@@ -133,7 +124,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         try:
             connection.tasks.readiness = readiness_of(loop)
             connection.wire.refusals = refusals
-            if self._shares_sessions is None:
+            if self.shares_sessions is None:
                 await self._look_for_pooler(connection)
             if self._init is not None:
                 await self._init(connection)
@@ -172,9 +163,7 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
                     finally:
                         await other.close()
                 shares = shares_sessions(*zip(*pids, strict=True))
-        if shares and not self._shares_sessions:
-            warn_of_shared_sessions("PsycopgManager", POOLED_OPTIONS)
-        self._shares_sessions = shares or bool(self._shares_sessions)
+        self._note_pooler(shares=shares)
 
     async def check(self, resource: AsyncConnection[Any]) -> bool:
         """Send the server an empty query, unless the driver knows that the connection cannot be used.
@@ -185,23 +174,11 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         Returns:
             False if it cannot be used; if the server is gone, an exception means the same.
         """
-        if resource.closed or resource.pgconn.transaction_status != TransactionStatus.IDLE:
+        if not self._can_be_asked(resource):
             return False
         assert isinstance(resource, Connection)  # noqa: S101 - create makes no other
         works: bool = await resource.tend(resource.run(self._refusals.check(resource)))
         return works
-
-    def doubtful(self, resource: AsyncConnection[Any]) -> bool:
-        """Whether a connection was closed, as far as this end knows, without a round trip.
-
-        Args:
-            resource: The connection.
-
-        Returns:
-            Whether it has to be checked before it is used.
-        """
-        connection: Any = resource
-        return connection.wire.refusals != self._refusals.count or resource.closed or has_news(resource.fileno())
 
     async def change(self, resource: AsyncConnection[Any]) -> None:
         """Reset a connection, as the class describes.
@@ -218,35 +195,6 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
         if steps is not None:
             await resource.tend(resource.run(steps))
 
-    def lend(self, resource: AsyncConnection[Any], loan: Loan) -> AsyncConnection[Any]:
-        """Make the connection that a lease gets; after the lease it raises `NotLeased`.
-
-        Args:
-            resource: The connection.
-            loan: The lease.
-
-        Returns:
-            An AsyncConnection with its own state on the same socket.
-        """
-        connection: Any = resource
-        lent: AsyncConnection[Any] = connection.leases.lend(connection, loan)
-        return lent
-
-    def broken(self, resource: AsyncConnection[Any], error: Exception) -> Verdict | None:
-        """Say what an error means for its connection.
-
-        Args:
-            resource: The connection.
-            error: The error.
-
-        Returns:
-            "discard" if the server ends the session, "expire" if it ends all of them, "check" if a
-            write was refused: `doubtful` then sends every connection to `check`, which asks the
-            server whether it takes writes at all. None for other errors.
-        """
-        assert isinstance(resource, Connection)  # noqa: S101 - as above
-        return self._refusals.judge(resource.wire, error)
-
     async def prepared(self, resource: AsyncConnection[Any]) -> None:
         """Commit what a `prepare` has set, which a rollback would undo.
 
@@ -254,15 +202,6 @@ class PsycopgManager(ResourceManager[AsyncConnection[Any]]):
             resource: The connection.
         """
         await resource.commit()
-
-    def refuse_prepare(self) -> str | None:
-        """Say why a request may not prepare its connection.
-
-        Returns:
-            The reason, if a reset does not undo settings: with `reset="transaction"`, and behind a pooler in
-            transaction mode.
-        """
-        return refuse_prepare(resets_session=self._reset == "session", shares_sessions=self._shares_sessions)
 
     def sandbox(self, resource: AsyncConnection[Any]) -> ResourceManager[AsyncConnection[Any]]:
         """Make the manager of a sandbox, for `connectionpools_fastapi.testing.sandbox`.
