@@ -6,9 +6,11 @@
 import argparse
 import asyncio
 import logging
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -16,25 +18,40 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
+import aio_pika
 import aiomysql  # type: ignore[import-untyped] # has no types
 import asyncmy  # type: ignore[import-untyped, unused-ignore]
 import asyncpg  # type: ignore[import-untyped] # has no types
 from psycopg_pool import AsyncConnectionPool
-from sqlalchemy import event
+from redis.asyncio import Redis
+from sqlalchemy import create_engine, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests import leak_servers, leaks
 from tests.certificates import write_certificate
-from tests.leak_drivers import ASYNCPG, MYSQL, PSYCOPG, SQLALCHEMY, Driver
+from tests.leak_drivers import ASYNCPG, MYSQL, PSYCOPG, SQLALCHEMY, SYNC_SQLALCHEMY, Driver
+from tests.leak_others import RABBITMQ, REDIS, SQLITE
 from tests.leak_servers import MARIADB, POSTGRES, Place, Server, place_at
 from tests.leaks import Address, Contestant, Lease, Pool
 from tests.mariadb_servers import mariadb
-from tests.wheel_servers import postgres
+from tests.rabbitmq_servers import rabbitmq
+from tests.wheel_servers import postgres, redis
 from tests.wires import speaking_tls
 
 PAGE = Path(__file__).parent.parent / "docs" / "leaks.md"
 BEGIN, END = "<!-- made by python -m benchmarks.leaks -->", "<!-- up to here -->"
-LIBRARIES = ("asyncpg", "psycopg", "psycopg-pool", "SQLAlchemy", "aiomysql", "asyncmy", "PyMySQL")
+LIBRARIES = (
+    "asyncpg",
+    "psycopg",
+    "psycopg-pool",
+    "SQLAlchemy",
+    "aiomysql",
+    "asyncmy",
+    "PyMySQL",
+    "aiosqlite",
+    "redis",
+    "aio-pika",
+)
 
 LIMITS = (0.5, 1, 2, 2 * leaks.KEEPS_ON)  # seconds
 
@@ -71,7 +88,8 @@ def sqlalchemy(dialect: str) -> Open:
         @event.listens_for(engine.sync_engine, "do_connect")
         def aim(_dialect: object, _record: object, _arguments: object, named: dict[str, Any]) -> None:
             parts = urlsplit(address())
-            named.update(port=parts.port, user=parts.username, password=parts.password)
+            if parts.port is not None:  # of a server
+                named.update(port=parts.port, user=parts.username, password=parts.password)
 
         try:
             yield engine.connect
@@ -104,6 +122,39 @@ def mysql_pool(module: Any) -> Open:
     return opened
 
 
+@asynccontextmanager
+async def sqlite_threads(address: Address, limit: int) -> AsyncIterator[Lease]:
+    engine = create_engine(address(), pool_size=limit, max_overflow=0)
+
+    @asynccontextmanager
+    async def lease() -> AsyncIterator[Any]:
+        connection = await asyncio.to_thread(engine.connect)
+        try:
+            yield connection
+        finally:
+            await asyncio.to_thread(connection.close)
+
+    yield lease
+    engine.dispose()
+
+
+@asynccontextmanager
+async def redis_pool(address: Address, limit: int) -> AsyncIterator[Lease]:
+    async with Redis.from_url(address(), max_connections=limit) as client:
+        yield lambda: nullcontext(client)  # it has no leases: each command takes a connection
+
+
+@asynccontextmanager
+async def aio_pika_pool(address: Address, limit: int) -> AsyncIterator[Lease]:
+    async with await aio_pika.connect_robust(address()) as connection:
+
+        async def get_channel() -> Any:
+            return await connection.channel()
+
+        async with aio_pika.pool.Pool(get_channel, max_size=limit) as pool:
+            yield pool.acquire
+
+
 def drivers_own() -> list[Contestant]:
     own: list[tuple[str, Driver, Server, Open]] = [
         ("asyncpg.Pool", ASYNCPG, POSTGRES, asyncpg_pool),
@@ -113,13 +164,15 @@ def drivers_own() -> list[Contestant]:
         ("aiomysql.Pool", MYSQL, MARIADB, mysql_pool(aiomysql)),
         ("asyncmy.Pool", MYSQL, MARIADB, mysql_pool(asyncmy)),
         ("SQLAlchemy, aiomysql", SQLALCHEMY, MARIADB, sqlalchemy("mysql+aiomysql")),
+        ("SQLAlchemy, aiosqlite", SQLALCHEMY, SQLITE, sqlalchemy("sqlite+aiosqlite")),
+        ("SQLAlchemy, sqlite3", SYNC_SQLALCHEMY, SQLITE, sqlite_threads),
+        ("redis.asyncio", REDIS.driver, REDIS, redis_pool),
+        ("aio_pika.pool", RABBITMQ.driver, RABBITMQ, aio_pika_pool),
     ]
     return [Contestant(*each) for each in own]
 
 
 # --- what is asked of all ---------------------------------------------------------------------------
-
-Question = Callable[[Pool], Awaitable[Any]]
 
 
 async def ending(pool: Pool) -> str:
@@ -140,57 +193,96 @@ async def tls(pool: Pool) -> str:
     return "is used" if await leaks.is_encrypted(pool) else "is not used"
 
 
-class Site:
-    """Two servers of a kind: one that takes few connections and may be killed, and one that speaks TLS."""
+Question = Callable[[Pool], Awaitable[Any]]
 
-    def __init__(self, kind: Server, folder: Path, stack: ExitStack) -> None:
-        self.kind = kind
-        self.certificate = write_certificate(folder / "both.pem", "127.0.0.1")
-        self.first: Any = stack.enter_context(leak_servers.limited(kind))
-        secured = (f"--ssl-cert={self.certificate}", f"--ssl-key={self.certificate}")
-        self.other: Any = stack.enter_context(postgres() if kind is POSTGRES else mariadb(*secured))
 
-    @property
-    def place(self) -> Place:
-        """The first server, where the user may do all."""
-        root_url = self.first.url if self.kind is POSTGRES else self.first.root_url
-        return Place(self.kind, self.first.url, root_url)
+class Answers:
+    """What one contestant answers, each time with a new pool."""
 
-    async def answers(self, contestant: Contestant) -> dict[str, str]:
-        """Ask one contestant, each time with a new pool."""
-        limited, other = await place_at(self.first), await place_at(self.other)
-        found = {}
+    def __init__(self, contestant: Contestant) -> None:
+        self.found: dict[str, str] = {}
+        self._contestant = contestant
 
-        async def ask(name: str, question: Question, place: Place, limit: int = 1, **options: Any) -> None:
-            """Note the answer; the name of the error, if the pool itself fails."""
-            try:
-                async with asyncio.timeout(6 * leaks.SOON), contestant.pool(place, limit, **options) as pool:
-                    found[name] = await question(pool)
-            except Exception as error:  # noqa: BLE001 - whatever a pool may do
-                found[name] = type(error).__name__
+    async def ask(self, name: str, question: Question, place: Place, limit: int = 1, **options: Any) -> None:
+        """Note the answer; the name of the error, if the pool itself fails."""
+        try:
+            async with asyncio.timeout(6 * leaks.SOON), self._contestant.pool(place, limit, **options) as pool:
+                self.found[name] = await question(pool)
+        except Exception as error:  # noqa: BLE001 - whatever a pool may do
+            self.found[name] = type(error).__name__
 
-        for name, left in self.kind.leftovers.items():
-            await ask(f"left: {name}", partial(leaks.what_remains, leftover=left), self.place)
-        await ask("kept: the connection", lambda pool: keeping(pool, leaks.itself(pool)), limited)
-        await ask("kept: what was made from it", lambda pool: keeping(pool, contestant.driver.made), limited)
-        await ask("a cancelled query on the server", ending, limited)
-        for name, fault in (
-            ("after the server has ended its session", leaks.end_session),
-            ("after a restart of the server", lambda *_: leak_servers.restart(self.first)),
-        ):
-            await ask(f"the next lease, {name}", partial(leaks.how_the_next_is_served, fault=fault), limited)
+    async def about_leases(self, place: Place) -> None:
+        for name, left in place.server.leftovers.items():
+            await self.ask(f"left: {name}", partial(leaks.what_remains, leftover=left), place)
+        await self.ask("kept: the connection", lambda pool: keeping(pool, leaks.itself(pool)), place)
+        made = self._contestant.driver.made
+        await self.ask("kept: what was made from it", lambda pool: keeping(pool, made), place)
+
+    async def about_sessions(self, place: Place) -> None:
+        await self.ask("a cancelled query on the server", ending, place)
+        ended = partial(leaks.how_the_next_is_served, fault=leaks.end_session)
+        await self.ask("the next lease, after the server has ended its session", ended, place)
+
+    async def about_a_restart(self, place: Place, running: Any) -> None:
+        restarted = partial(leaks.how_the_next_is_served, fault=lambda *_: leak_servers.restart(running))
+        await self.ask("the next lease, after a restart of the server", restarted, place)
+
+    async def about_servers(self, place: Place, other: Place, certificate: Path) -> None:
         failover = partial(leaks.how_a_failover_is_met, other=other)
-        await ask("the next leases, after one has met a server that takes no writes", failover, limited, 3)
-        await ask("callers, while the server is full", leaks.how_a_full_server_is_met, limited, 3)
-        await ask("a new connection, after the password has changed", leaks.how_a_new_password_is_met, limited, 2)
-        await ask("a new connection, with a wrong password", wrong_password, limited, 2)
-        options = contestant.asking_for_tls(self.certificate)
+        await self.ask("the next leases, after one has met a server that takes no writes", failover, place, 3)
+        await self.ask("callers, while the server is full", leaks.how_a_full_server_is_met, place, 3)
+        await self.ask("a new connection, after the password has changed", leaks.how_a_new_password_is_met, place, 2)
+        await self.ask("a new connection, with a wrong password", wrong_password, place, 2)
+        options = self._contestant.asking_for_tls(certificate)
         async with AsyncExitStack() as stack:
-            if self.kind is POSTGRES:
-                other.url = await stack.enter_async_context(speaking_tls(self.certificate, other.url))
-            await ask("TLS, where the server speaks it", tls, other, **options)
-        await ask("TLS, where the server does not", tls, limited, **options)
-        return found
+            secured = replace(other)
+            if other.server is POSTGRES:
+                secured.url = await stack.enter_async_context(speaking_tls(certificate, other.url))
+            await self.ask("TLS, where the server speaks it", tls, secured, **options)
+        await self.ask("TLS, where the server does not", tls, place, **options)
+
+
+Ask = Callable[[Answers], Awaitable[None]]
+
+
+@asynccontextmanager
+async def of_sql(kind: Server) -> AsyncIterator[tuple[Place, Ask]]:
+    """Run PostgreSQL or MariaDB; yield where, and what asks a contestant."""
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        certificate = write_certificate(Path(folder) / "both.pem", "127.0.0.1")
+        running: Any = stack.enter_context(leak_servers.limited(kind))
+        secured = (f"--ssl-cert={certificate}", f"--ssl-key={certificate}")
+        other: Any = stack.enter_context(postgres() if kind is POSTGRES else mariadb(*secured))
+        place, another = await place_at(running), await place_at(other)
+
+        async def ask(answers: Answers) -> None:
+            await answers.about_leases(replace(place, url=running.url))  # of a user that may do all
+            await answers.about_sessions(place)
+            await answers.about_a_restart(place, running)
+            await answers.about_servers(place, another, certificate)
+
+        yield place, ask
+
+
+@asynccontextmanager
+async def of_others(kind: Server) -> AsyncIterator[tuple[Place, Ask]]:
+    """Run SQLite, Redis or RabbitMQ, as above."""
+    with TemporaryDirectory() as folder, ExitStack() as stack:
+        running: Any = None
+        if kind is not SQLITE:
+            running = stack.enter_context(redis() if kind is REDIS else rabbitmq())
+        url = f"sqlite:///{folder}/app.db" if running is None else running.url
+        place = Place(kind, url, url)
+
+        async def ask(answers: Answers) -> None:
+            await place.ask_all(kind.prepare)
+            await answers.about_leases(place)
+            if kind.session:
+                await answers.about_sessions(place)
+            if running is not None:
+                await answers.about_a_restart(place, running)
+
+        yield place, ask
 
 
 def table(found: dict[str, dict[str, str]]) -> str:
@@ -203,24 +295,27 @@ def table(found: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+KINDS = {"PostgreSQL": POSTGRES, "MariaDB": MARIADB, "SQLite": SQLITE, "Redis": REDIS, "RabbitMQ": RABBITMQ}
+
+
 async def measured(only: str | None) -> str:
     parts = []
-    for kind, name in ((POSTGRES, "PostgreSQL"), (MARIADB, "MariaDB")):
+    for name, kind in KINDS.items():
         contestants = [each for each in [*drivers_own(), *leaks.managers()] if each.server is kind]
         contestants = [each for each in contestants if only in {None, each.name}]
         if not contestants:
             continue
-        with TemporaryDirectory() as folder, ExitStack() as stack:
-            site = Site(kind, Path(folder), stack)
-            await site.place.ask_all(kind.prepare)
-            said = str(await site.place.ask("SELECT version()"))
-            found = {}
+        found = {}
+        async with (of_sql if kind.write else of_others)(kind) as (place, ask):
+            (number,) = re.findall(r"\d+(?:\.\d+)+", str(await place.ask(kind.version)))[:1]
             for contestant in contestants:
                 print(contestant, file=sys.stderr)
-                found[contestant.name] = await site.answers(contestant)
-        parts.append(f"## {name} {said.removeprefix('PostgreSQL ').split('-')[0].split(' ')[0]}\n\n{table(found)}")
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
-    return "\n\n".join([*parts, f"With {versions}, on Python {sys.version.split()[0]}."])
+                answers = Answers(contestant)
+                await ask(answers)
+                found[contestant.name] = answers.found
+        parts.append(f"## {name} {number}\n\n{table(found)}")
+    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    return "\n\n".join([*parts, f"With {libraries}, on Python {sys.version.split()[0]}."])
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ class Driver:
     and returns how to use it.
     """
 
-    ask: Callable[[Any, str], Awaitable[Any]]
+    ask: Callable[[Any, Any], Awaitable[Any]]
     made: Callable[[Any], Awaitable[Callable[[], Awaitable[Any]]]]
     commit: Callable[[Any], Awaitable[Any]] = no_commit
     begins: bool = True  # whether it begins a transaction with the first statement

@@ -18,7 +18,7 @@ import asyncpg  # type: ignore[import-untyped] # has no types
 from tests.leak_drivers import ASYNCPG, MYSQL, Driver
 from tests.mariadb_servers import MariadbServer, mariadb
 from tests.mysql_drivers import outside
-from tests.wheel_servers import PASSWORD, PostgresServer, postgres
+from tests.wheel_servers import PASSWORD, PostgresServer, RedisServer, postgres
 
 APP = "app"  # a user that is no superuser
 ANOTHER = "another"  # a password
@@ -35,33 +35,37 @@ async def outside_postgres(url: str) -> AsyncIterator[Any]:
 
 @dataclass(frozen=True)
 class Leftover:
-    """Left behind by `leave`; then `question` gives a value that is true, or fails if `tells_by_error`."""
+    """Left behind by `leave`; then the answer to `question` tells, or an error does if `tells_by_error`."""
 
-    leave: str
-    question: str
+    leave: Any
+    question: Any
+    is_seen: Callable[[Any], bool] = bool
     of_session: bool = True  # whether it outlives its transaction
     tells_by_error: bool = False
 
 
 @dataclass(frozen=True)
 class Server:
-    """A kind of database: its statements."""
+    """A kind of database: its statements, as far as it has sessions, writes, passwords and TLS."""
 
     driver: Driver
     outside: Callable[[str], AbstractAsyncContextManager[Any]]  # connects to an address
     leftovers: dict[str, Leftover]
-    session: str  # asks for the number of the session
-    sleep: str
-    sleeper: str  # asks, from outside, in which session `sleep` runs
-    end: str  # ends a session from outside
-    tidy: str  # undoes what leases may have committed
-    prepare: tuple[str, ...]  # what leases need
-    write: str
-    take_no_writes: tuple[str, ...]  # as after a failover
-    take_writes: tuple[str, ...]
-    takes_no_writes: str  # asks whether the session has heard of it
-    set_password: str  # of APP
-    is_encrypted: str  # asks about the session
+    session: str = ""  # asks for the number of the session
+    seven: Any = "SELECT 7"
+    version: Any = "SELECT version()"
+    sleep: str = ""
+    sleeper: str = ""  # asks, from outside, in which session `sleep` runs
+    sleeps_in: Callable[[Any], Any] = lambda answer: answer  # reads that answer
+    end: str = ""  # ends a session from outside
+    tidy: Any = ""  # undoes what leases may have committed
+    prepare: tuple[str, ...] = ()  # what leases need
+    write: str = ""
+    take_no_writes: tuple[str, ...] = ()  # as after a failover
+    take_writes: tuple[str, ...] = ()
+    takes_no_writes: str = ""  # asks whether the session has heard of it
+    set_password: str = ""  # of APP
+    is_encrypted: str = ""  # asks about the session
 
 
 POSTGRES = Server(
@@ -102,7 +106,6 @@ POSTGRES = Server(
     sleeper="SELECT max(pid) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT pg_sleep(60)'",
     end="SELECT pg_terminate_backend({}, 5000)",
     tidy="DROP TABLE IF EXISTS left_behind",
-    prepare=(),
     write="DROP TABLE IF EXISTS left_behind",
     take_no_writes=("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"),
     take_writes=("ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()"),
@@ -229,7 +232,7 @@ def limited(server: Server) -> AbstractContextManager[PostgresServer | MariadbSe
     return postgres(max_connections=few) if server is POSTGRES else mariadb(f"--max-connections={few}", "--skip-ssl")
 
 
-async def restart(server: PostgresServer | MariadbServer) -> None:
+async def restart(server: Any) -> None:
     """Kill a server and start it again; meanwhile the loop may notice."""
-    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(server.stop if isinstance(server, RedisServer) else server.kill)
     await asyncio.to_thread(server.start)

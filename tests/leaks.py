@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from connectionpools_fastapi import ConnectionPool
+from connectionpools_fastapi.adapters.aio_pika import AioPikaManager
 from connectionpools_fastapi.adapters.aiomysql import AiomysqlManager
+from connectionpools_fastapi.adapters.aiosqlite import AiosqliteManager
 from connectionpools_fastapi.adapters.asyncmy import AsyncmyManager
 from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
 from connectionpools_fastapi.adapters.psycopg import PsycopgManager, SyncPsycopgManager
+from connectionpools_fastapi.adapters.redis import RedisManager
 from connectionpools_fastapi.adapters.sqlalchemy import SqlalchemyManager, SyncSqlalchemyManager
+from connectionpools_fastapi.adapters.sqlite import SqliteManager
 from tests.leak_drivers import ASYNCPG, MYSQL, PSYCOPG, SQLALCHEMY, SYNC_PSYCOPG, SYNC_SQLALCHEMY, Driver
+from tests.leak_others import AIOSQLITE, RABBITMQ, REDIS, SQLITE, sqlite_path
 from tests.leak_servers import MARIADB, POSTGRES, Leftover, Place, Server
 
 SOON = 10.0
@@ -55,7 +60,7 @@ async def what_remains(pool: Pool, leftover: Leftover) -> Answer:
             await driver.commit(connection)
     async with pool.lease() as connection:
         try:
-            is_seen = bool(await driver.ask(connection, leftover.question))
+            is_seen = leftover.is_seen(await driver.ask(connection, leftover.question))
         except Exception:  # noqa: BLE001 - of any driver
             is_seen = leftover.tells_by_error
     return "seen" if is_seen else "gone"
@@ -75,7 +80,7 @@ async def what_is_kept(pool: Pool, make: Callable[[Any], Awaitable[Callable[[], 
 
 def itself(pool: Pool) -> Callable[[Any], Awaitable[Callable[[], Awaitable[Any]]]]:
     async def make(connection: Any) -> Callable[[], Awaitable[Any]]:
-        return lambda: pool.driver.ask(connection, "SELECT 1")
+        return lambda: pool.driver.ask(connection, pool.place.server.seven)
 
     return make
 
@@ -89,7 +94,7 @@ async def how_a_cancelled_query_ends(pool: Pool) -> tuple[Answer, float]:
 
     async def sleeper() -> Any:
         await asyncio.sleep(0.01)
-        return await pool.place.ask(pool.place.server.sleeper)
+        return pool.place.server.sleeps_in(await pool.place.ask(pool.place.server.sleeper))
 
     task = asyncio.create_task(request())
     async with asyncio.timeout(SOON):
@@ -115,7 +120,7 @@ async def end_session(pool: Pool, session: int) -> None:
 async def how_the_next_is_served(pool: Pool, fault: Callable[[Pool, int], Awaitable[Any]]) -> Answer:
     """Have a fault befall a free connection; say whether the next lease notices."""
     async with pool.lease() as connection:
-        session = await pool.driver.ask(connection, pool.place.server.session)
+        session = await pool.driver.ask(connection, pool.place.server.session or pool.place.server.seven)
     await fault(pool, session)
     return await is_served(pool)
 
@@ -124,7 +129,7 @@ async def is_served(pool: Pool) -> Answer:
     """Say whether the next lease works."""
     try:
         async with pool.lease() as connection:
-            assert await pool.driver.ask(connection, "SELECT 7") == 7
+            assert int(await pool.driver.ask(connection, pool.place.server.seven)) == 7
     except AssertionError:
         raise
     except Exception:  # noqa: BLE001 - of any driver
@@ -138,7 +143,7 @@ async def how_a_full_server_is_met(pool: Pool) -> Answer:
 
     async def call() -> None:
         async with pool.lease() as connection:
-            assert await pool.driver.ask(connection, "SELECT 7") == 7
+            assert int(await pool.driver.ask(connection, pool.place.server.seven)) == 7
             await both_are_served.wait()
 
     async with AsyncExitStack() as own:
@@ -221,7 +226,8 @@ class Contestant:
         """Open a pool, and tidy up after it."""
         async with self.open(lambda: place.url, limit, **options) as lease:
             yield Pool(lease, self.driver, place)
-        await place.ask(self.server.tidy)
+        if self.server.tidy:
+            await place.ask(self.server.tidy)
 
     def asking_for_tls(self, authority: Path) -> dict[str, Any]:
         """Return the options that ask the driver for TLS."""
@@ -245,15 +251,20 @@ def below_sqlalchemy(url: str, driver: str) -> str:
     return f"{driver}://{url.partition('://')[2]}"
 
 
+SERVERS = {"postgresql": POSTGRES, "mysql": MARIADB, "sqlite": SQLITE}
+
+
 def managers(reset: Any = "session") -> list[Contestant]:
-    """Return all managers whose database has sessions on a server."""
+    """Return all managers whose resources have something to leave; AioPikaManager always resets all."""
 
     def of_sqlalchemy(manager: Any, driver: Driver, below: str) -> Contestant:
         def make(address: Address, **options: Any) -> Any:
             return manager(lambda: below_sqlalchemy(address(), below), reset=reset, connect_args=options)
 
-        server = POSTGRES if below.startswith("postgresql") else MARIADB
-        return ours(f"{manager.__name__}, {below}", driver, server, make)
+        return ours(f"{manager.__name__}, {below}", driver, SERVERS[below.partition("+")[0]], make)
+
+    def of_sqlite(manager: Any, driver: Driver) -> Contestant:
+        return ours(manager.__name__, driver, SQLITE, lambda url: manager(sqlite_path(url()), reset=reset))
 
     return [
         ours("AsyncpgManager", ASYNCPG, POSTGRES, partial(AsyncpgManager, reset=reset)),
@@ -267,4 +278,10 @@ def managers(reset: Any = "session") -> list[Contestant]:
         of_sqlalchemy(SyncSqlalchemyManager, SYNC_SQLALCHEMY, "mysql+pymysql"),
         ours("AiomysqlManager", MYSQL, MARIADB, partial(AiomysqlManager, reset=reset)),
         ours("AsyncmyManager", MYSQL, MARIADB, partial(AsyncmyManager, reset=reset)),
+        of_sqlite(AiosqliteManager, AIOSQLITE),
+        of_sqlite(SqliteManager, SYNC_PSYCOPG),
+        of_sqlalchemy(SqlalchemyManager, SQLALCHEMY, "sqlite+aiosqlite"),
+        of_sqlalchemy(SyncSqlalchemyManager, SYNC_SQLALCHEMY, "sqlite"),
+        ours("RedisManager", REDIS.driver, REDIS, partial(RedisManager, reset=reset)),
+        ours("AioPikaManager", RABBITMQ.driver, RABBITMQ, AioPikaManager),
     ]

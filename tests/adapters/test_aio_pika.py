@@ -91,28 +91,6 @@ def wire_of(channel: Any) -> Any:
 # What a lease leaves behind.
 
 
-async def test_consumer_ends_with_its_lease(pool: Pool, other: Channel, name: str) -> None:
-    seen: list[Any] = []
-    async with pool.lease() as channel:
-        await (await channel.get_queue(name)).consume(into(seen))
-        assert await counts(other, name) == (0, 1)
-    async with pool.lease() as channel:
-        assert await counts(other, name) == (0, 0)
-        await publish(channel, name)
-        assert await counts(other, name) == (1, 0)
-    assert seen == []
-
-
-async def test_unacknowledged_message_goes_back(pool: Pool, name: str) -> None:
-    async with pool.lease() as channel:
-        await publish(channel, name)
-        await (await channel.get_queue(name)).get()
-    async with pool.lease() as channel:
-        message = await (await channel.get_queue(name)).get()
-        assert (message.body, message.redelivered) == (b"hello", True)
-        await message.ack()
-
-
 async def test_prefetch_limit_ends_with_its_lease(pool: Pool, name: str) -> None:
     async with pool.lease() as channel:
         await channel.set_qos(prefetch_count=1)
