@@ -17,9 +17,14 @@ LOOPBACK = "127.0.0.1"
 class RabbitmqServer:
     """A RabbitMQ on free ports of the loopback; `rabbitmq` makes it."""
 
-    def __init__(self, folder: Path, settings: dict[str, object]) -> None:
+    def __init__(self, folder: Path, certificate: Path | None, settings: dict[str, object]) -> None:
         self.port = free_port()
         self.url = f"amqp://guest:guest@{LOOPBACK}:{self.port}/"
+        if certificate is not None:
+            port = free_port()
+            self.secure_url = f"amqps://guest:guest@{LOOPBACK}:{port}/"
+            files = dict.fromkeys(("ssl_options.certfile", "ssl_options.keyfile"), certificate)
+            settings = {"listeners.ssl.1": f"{LOOPBACK}:{port}", **files, **settings}
         # Nothing reads its output once it is ready, and it would wait for that with all connections.
         lines = {"log.console.level": "critical", **settings}
         (folder / "rabbitmq.conf").write_text("".join(f"{name} = {value}\n" for name, value in lines.items()))
@@ -62,17 +67,18 @@ class RabbitmqServer:
 
 
 @contextmanager
-def rabbitmq(**settings: object) -> Iterator[RabbitmqServer]:
+def rabbitmq(certificate: Path | None = None, **settings: object) -> Iterator[RabbitmqServer]:
     """Run a RabbitMQ of our own; mark the test with needs_program("rabbitmq-server").
 
     Args:
+        certificate: With its key, for a second port, which speaks TLS.
         settings: Of its configuration, such as `channel_max=10`.
 
     Yields:
         The server, which is started.
     """
     with tempfile.TemporaryDirectory(prefix="rabbitmq-", ignore_cleanup_errors=True) as name:
-        server = RabbitmqServer(Path(name), settings)
+        server = RabbitmqServer(Path(name), certificate, settings)
         server.start()
         try:
             yield server

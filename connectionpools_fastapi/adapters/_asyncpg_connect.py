@@ -11,6 +11,7 @@ import asyncpg  # type: ignore[import-untyped] # has no types
 
 from connectionpools_fastapi.errors import PoolConfigError, own
 
+from ._options import untrusted
 from ._postgres import address_hint
 
 KNOWN = inspect.signature(asyncpg.connect).parameters.keys()
@@ -40,11 +41,7 @@ async def connect_by(function: Callable[..., Any], dsn: str | None, options: dic
     try:
         return await function(dsn, **options)
     except ssl.SSLCertVerificationError as error:  # it is also a ValueError
-        check = str(error.verify_message).partition(",")[0]  # without the host
-        text = (
-            f"the server's TLS certificate does not pass ({check}). Have the server show one that does, or name the "
-            "authority that has signed it: ssl=ssl.create_default_context(cafile=...), or sslrootcert in the DSN"
-        )
+        text = untrusted(error, "ssl=ssl.create_default_context(cafile=...), or sslrootcert in the DSN")
         raise mistake(text) from error
     except (ValueError, OverflowError):  # their text may contain secrets
         hint = address_hint(dsn) or (

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from connectionpools_fastapi import Verdict
 
+from ._options import untrusted
 from ._postgres import address_hint
 
 # --- errors at connecting --------------------------------------------------------------------------
@@ -50,11 +51,7 @@ def refusal(error: BaseException) -> str | None:
     """Say what to check after a refused connection, if waiting does not mend it."""
     cause = error.__cause__ or error.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
-        check = str(cause.verify_message).partition(",")[0]  # without the host
-        return (
-            f"the server's TLS certificate does not pass ({check}). Have the server show one that does, or name the "
-            "authority that has signed it: ssl=ssl.create_default_context(cafile=...)"
-        )
+        return untrusted(cause, "ssl=ssl.create_default_context(cafile=...)")
     return _ADVICE.get(code_of(error) or 0)
 
 

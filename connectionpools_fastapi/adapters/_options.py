@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Awaitable, Callable
+from ssl import SSLCertVerificationError
 from typing import Any, Literal, TypeVar
 
 from ..errors import PoolConfigError
@@ -29,6 +30,15 @@ def check_reset(manager: str, reset: object) -> None:
     """
     if reset not in {"session", "transaction"}:
         raise PoolConfigError(f"{manager}: reset must be 'session' or 'transaction'; got {reset!r}")
+
+
+def untrusted(error: SSLCertVerificationError, remedy: str) -> str:
+    """Say why a server's certificate does not pass, without the host, and which option names the one to trust."""
+    check = str(error.verify_message).partition(",")[0]
+    return (
+        f"the server's TLS certificate does not pass ({check}). Have the server show one that does, or name the "
+        f"authority that has signed it: {remedy}"
+    )
 
 
 def refuse_prepare(*, resets_session: bool, shares_sessions: bool | None = False) -> str | None:

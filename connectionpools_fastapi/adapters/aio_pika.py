@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from ssl import SSLContext
+from ssl import SSLCertVerificationError, SSLContext, SSLError
 from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
@@ -11,7 +11,7 @@ from connectionpools_fastapi import Loan
 
 from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager
-from ._options import check_address, current
+from ._options import check_address, current, untrusted
 
 try:
     import aiormq
@@ -119,8 +119,9 @@ class AioPikaManager(ResourceManager[Channel]):
             A channel that is open.
 
         Raises:
-            PoolConfigError: If the URL cannot be read, or the server refuses the user or the
-                password; or if the event loop is not asyncio's.
+            PoolConfigError: If the URL cannot be read, the server refuses the user or the password,
+                its certificate does not pass, or it speaks no TLS; or if the event loop is not
+                asyncio's.
             PoolError: If the server refuses the virtual host, or allows no more channels.
             Exception: aio-pika's own error, if the server cannot be reached.
         """
@@ -247,6 +248,10 @@ class AioPikaManager(ResourceManager[Channel]):
                 return await aiormq.connect(url, context=self._context, client_properties=self._properties)
         except ProbableAuthenticationError:
             raise _mistake("the server is there, but refuses the user or the password") from None
+        except AMQPConnectionError as error:
+            if (found := _fault_of_tls(error.__cause__)) is None:
+                raise
+            raise _mistake(found) from None
         except (ConnectionNotAllowed, InvalidFrameError, PAMQPException):  # aiormq does not tell what the server says
             text = "the server refuses the virtual host: see that it exists, that the user may use it, and its limits"
             raise own(PoolError(f"AioPikaManager: {text}")) from None
@@ -254,6 +259,14 @@ class AioPikaManager(ResourceManager[Channel]):
 
 def _wire(channel: Channel) -> Wire:
     return cast("LeasedChannel", channel).wire
+
+
+def _fault_of_tls(error: object) -> str | None:
+    if isinstance(error, SSLCertVerificationError):
+        return untrusted(error, "ssl_context=ssl.create_default_context(cafile=...)")
+    if isinstance(error, SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "the server speaks no TLS at this port: write that of its TLS listener, as 5671, or amqp://"
+    return None
 
 
 def _parse(url: object) -> URL:

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from itertools import count
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ from benchmarks.faults.proxy import Proxy
 from connectionpools_fastapi import ConnectionPool, NotLeased, PoolConfigError, PoolError
 from connectionpools_fastapi.adapters.aio_pika import AioPikaManager
 from tests.back_ends import until
+from tests.certificates import write_certificate
 from tests.rabbitmq_servers import RabbitmqServer, rabbitmq
 
 pytestmark = [pytest.mark.anyio, pytest.mark.needs_program("rabbitmq-server")]
@@ -456,10 +459,25 @@ async def test_server_with_few_channels_is_shared(full: RabbitmqServer) -> None:
         assert (stats.acquires, stats.timeouts, sum(stats.refusals.values())) == (20, 0, 0)
 
 
+async def test_tls_is_used_and_a_fault_of_it_told(full: RabbitmqServer, certificate: Path) -> None:
+    trusting = ssl.create_default_context(cafile=certificate)
+    async with ConnectionPool(AioPikaManager(full.secure_url, ssl_context=trusting)) as pool, pool.lease() as channel:
+        await channel.declare_exchange("test-tls", auto_delete=True)
+    with pytest.raises(PoolConfigError, match=r"certificate does not pass.*ssl_context="):
+        await AioPikaManager(full.secure_url).create()
+    with pytest.raises(PoolConfigError, match="speaks no TLS at this port"):
+        await AioPikaManager(full.url.replace("amqp:", "amqps:"), ssl_context=trusting).create()
+
+
 @pytest.fixture(scope="module")
-def full() -> Any:
-    """Yield a RabbitMQ of this module's own, which allows few channels."""
-    with rabbitmq(channel_max=4) as server:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_certificate(tmp_path_factory.mktemp("rabbitmq") / "both.pem", "127.0.0.1")
+
+
+@pytest.fixture(scope="module")
+def full(certificate: Path) -> Any:
+    """Yield a RabbitMQ of this module's own, which allows few channels, and speaks TLS too."""
+    with rabbitmq(certificate, channel_max=4) as server:
         yield server
 
 
