@@ -1,5 +1,6 @@
 """Errors and addresses of MySQL and MariaDB, and what they mean; needs no driver."""
 
+import logging
 import ssl
 from time import monotonic
 from typing import Any
@@ -39,6 +40,12 @@ TOO_OLD = (
 )
 UNKNOWN_COMMAND = 1047
 CAN_TLS = 2048  # a bit of `server_capabilities`
+IN_TRANSACTION = 1  # a bit of `server_status`
+NO_SUCH_SESSION = 1094
+# What tells one server from another behind the same address.
+WHICH_SERVER = "SELECT CONCAT_WS('/', @@hostname, @@port, @@server_id)"
+
+_logger = logging.getLogger("connectionpools_fastapi")
 
 
 def code_of(error: BaseException) -> int | None:
@@ -82,6 +89,17 @@ def is_read_only(error: BaseException) -> bool:
     """Whether an error says that the server takes no writes; a transaction of a lease that takes none has others."""
     code = code_of(error)
     return code == _READ_ONLY_MODE or (code == _OPTION_PREVENTS and "read-only" in str(error).replace("_", "-"))
+
+
+def warn_of_query(manager: str, error: Exception) -> None:
+    """Log that the server goes on with a query that was cut off."""
+    _logger.warning(
+        "%s: a query was cut off, and could not be ended at the server (%s); it goes on there. Leave the server room "
+        "for one more connection than `limit`",
+        manager,
+        type(error).__name__,
+        extra={"pool_event": "query_goes_on", "pool": None, "error": type(error).__name__},
+    )
 
 
 class Verdicts:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import logging
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
@@ -12,28 +11,21 @@ from typing import Any, NoReturn, Self
 
 from connectionpools_fastapi import Loan
 
-from ._mysql import CAN_TLS, code_of
+from ._mysql import CAN_TLS, IN_TRANSACTION, NO_SUCH_SESSION, WHICH_SERVER, code_of, warn_of_query
 
 # ruff: noqa: SLF001 - the objects of one connection see each other's private members
 
 COM_INIT_DB = 2
 COM_QUERY = 3
 COM_RESET_CONNECTION = 0x1F
-IN_TRANSACTION = 1  # these two are bits of `server_status`
-AUTOCOMMIT = 2
-NO_SUCH_SESSION = 1094
+AUTOCOMMIT = 2  # a bit of `server_status`
 
 KILL_WITHIN = 0.5
 LOST = (
     "it has written within a transaction that was not committed, and that is rolled back: write `await conn.commit()` "
     "at the end, or connect with autocommit=True"
 )
-# What tells one server from another behind the same address.
-WHICH_SERVER = "SELECT CONCAT_WS('/', @@hostname, @@port, @@server_id)"
-
 Method = Callable[..., Coroutine[Any, Any, Any]]
-
-_logger = logging.getLogger("connectionpools_fastapi")
 
 
 class NoTlsError(Exception):
@@ -77,13 +69,7 @@ class Killer:
                     connection.abort()
         except Exception as error:  # noqa: BLE001 - of the driver, an address's callable, or a time limit
             self._doomed.clear()
-            _logger.warning(
-                "%s: a query was cut off, and could not be ended at the server (%s); it goes on there. Leave the "
-                "server room for one more connection than `limit`",
-                self._name,
-                type(error).__name__,
-                extra={"pool_event": "query_goes_on", "pool": None, "error": type(error).__name__},
-            )
+            warn_of_query(self._name, error)
 
     async def _kill_over(self, connection: Any) -> None:
         async with asyncio.timeout(KILL_WITHIN):

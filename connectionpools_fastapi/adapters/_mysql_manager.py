@@ -10,14 +10,12 @@ from connectionpools_fastapi import Loan, Verdict
 from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
-from ._mysql import NO_TLS, TOO_OLD, UNKNOWN_COMMAND, Verdicts, code_of, read, refusal
+from ._mysql import IN_TRANSACTION, NO_TLS, TOO_OLD, UNKNOWN_COMMAND, WHICH_SERVER, Verdicts, code_of, read, refusal
 from ._mysql_connection import (
     AUTOCOMMIT,
     COM_INIT_DB,
     COM_QUERY,
     COM_RESET_CONNECTION,
-    IN_TRANSACTION,
-    WHICH_SERVER,
     Killer,
     Leasable,
     NoTlsError,

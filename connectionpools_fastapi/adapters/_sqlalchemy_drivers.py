@@ -9,7 +9,7 @@ from typing import Any, NoReturn, cast
 
 from sqlalchemy import Engine
 
-from connectionpools_fastapi import Verdict
+from connectionpools_fastapi import Loan, Verdict
 
 from ..errors import PoolConfigError, own
 from . import _mysql, _postgres
@@ -38,6 +38,14 @@ class Driver:
 
     def remember(self, driven: Any, *, resets: bool) -> Any:  # noqa: ARG002 - for drivers that are known
         """Prepare a new connection, whose session is reset or not; returns what `reset` has to know."""
+        return None
+
+    def lend(self, driven: Any, loan: Loan) -> Any:  # noqa: ARG002 - as above
+        """Make the driver's connection of one lease, or return the connection itself."""
+        return driven
+
+    def end_lease(self, driven: Any) -> Loan | None:  # noqa: ARG002 - as above
+        """End the lease of a connection; return its loan if writes of the lease will be lost, as far as known here."""
         return None
 
     def fault(self, driven: Any) -> str | None:  # noqa: ARG002 - as above
@@ -133,6 +141,8 @@ class OfMysql(Driver):
         # PyMySQL before 1.2 goes on without TLS; later ones refuse that, unless TLS was not asked for.
         if getattr(driven, "_ssl_required", driven.ssl) and not driven.server_capabilities & _mysql.CAN_TLS:
             raise _mistake(_mysql.NO_TLS)
+        if hasattr(driven, "lend"):
+            driven.server = _value(driven, _mysql.WHICH_SERVER)
         names = ("charset", "encoding", "collation", "autocommit_mode")
         state = driven.get_autocommit(), {name: getattr(driven, name) for name in names}
         if not resets:
@@ -145,9 +155,22 @@ class OfMysql(Driver):
             raise
         return state
 
+    def lend(self, driven: Any, loan: Loan) -> Any:
+        """Make PyMySQL's connection of one lease; one that an engine of the application has made is lent itself."""
+        return driven.lend(loan) if hasattr(driven, "lend") else driven
+
+    def end_lease(self, driven: Any) -> Loan | None:
+        """End the lease of a connection; return its loan if writes of the lease will be lost."""
+        return driven.end_lease() if hasattr(driven, "lend") else None
+
     def fault(self, driven: Any) -> str | None:
-        """Say so if rows are left, which would all have to be read."""
-        result = driven._result
+        """Say so if a thread waits for an answer, or rows are left, which would all have to be read."""
+        lent = getattr(driven, "lent", None) or driven
+        if lent is not driven and lent.is_waiting:
+            return "it is still in use: a query is not at its end"
+        if not lent.open:
+            return "the connection is closed"
+        result = lent._result
         unread = result is not None and bool(result.unbuffered_active)
         return "the rows of an SSCursor were not read to their end" if unread else None
 
@@ -170,10 +193,30 @@ class OfMysql(Driver):
             self._dialect.reset_isolation_level(driven)
 
     def abandon(self, driven: Any) -> None:
-        """Give up rows that were not read: their cursor would read on as it is collected."""
-        if self.fault(driven) is not None:
-            driven._result.unbuffered_active = False
-            driven._result._read_rowdata_packet_unbuffered = _refuse_rows
+        """End a query at the server, and give up rows that were not read: their cursor would read on when collected."""
+        lent = getattr(driven, "lent", None)
+        if lent is not None and lent.is_waiting and not lent._closed:
+            try:
+                self._end_session(driven)
+            except Exception as error:  # noqa: BLE001 - of the driver, or an address's callable
+                _mysql.warn_of_query("SyncSqlalchemyManager", error)
+        self.end_lease(driven)
+        result = driven._result
+        if result is not None and result.unbuffered_active:
+            result.unbuffered_active = False
+            result._read_rowdata_packet_unbuffered = _refuse_rows
+
+    def _end_session(self, driven: Any) -> None:
+        """End a session over another connection, unless the address leads to another server by now."""
+        with closing(self._engine.raw_connection()) as other:
+            below: Any = other.dbapi_connection
+            # Numbers grow: a greater one than the new connection's is of a server that has restarted since.
+            if _value(below, _mysql.WHICH_SERVER) == driven.server and driven.thread_id() < below.thread_id():
+                try:
+                    below.query(f"KILL {driven.thread_id()}")
+                except Exception as error:
+                    if _mysql.code_of(error) != _mysql.NO_SUCH_SESSION:
+                        raise
 
     def is_doubtful(self, driven: Any) -> bool:
         """Whether a connection was closed, as far as this end knows."""
@@ -217,13 +260,17 @@ def _exchange(driven: Any, commands: list[tuple[int, bytes]]) -> None:
         driven._read_ok_packet()
 
 
-def _backend_pid(driven: Any) -> int:
+def _value(driven: Any, query: str) -> Any:
     cursor = driven.cursor()
-    cursor.execute(BACKEND_PID)
-    (pid,) = cursor.fetchone()
+    cursor.execute(query)
+    (value,) = cursor.fetchone()
     cursor.close()
     driven.rollback()
-    return cast("int", pid)
+    return value
+
+
+def _backend_pid(driven: Any) -> int:
+    return cast("int", _value(driven, BACKEND_PID))
 
 
 def _forget_prepared(driven: Any) -> None:

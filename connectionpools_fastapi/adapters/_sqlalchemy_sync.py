@@ -43,10 +43,11 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
     `NotLeased` and send nothing.
 
     By URL, for psycopg and SQLite, the driver's own manager (`SyncPsycopgManager`,
-    `SqliteManager`) connects, checks, resets and closes below SQLAlchemy. Then the same is so for
-    the driver's own objects, a query of a thread that goes on ends with its lease, and a write
-    that is lost because it was not committed is logged. For other drivers, and for an engine of
-    yours, that is not so: do not keep the driver's cursor or connection.
+    `SqliteManager`) connects, checks, resets and closes below SQLAlchemy. Then, and by a URL of
+    PyMySQL, the same is so for the driver's own objects, a query of a thread that goes on ends
+    with its lease, at the server too, and a write that is lost because it was not committed is
+    logged. For other drivers, and for an engine of yours, that is not so: do not keep the driver's
+    cursor or connection.
 
     Each `reset` rolls back an open transaction. "session" resets the rest too:
 
@@ -126,6 +127,10 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
                 self._below, self._url = self._make_below(url), url
                 return create_engine(url, poolclass=NullPool, creator=self._create_below, **options)
             engine = create_engine(url, poolclass=NullPool, connect_args=connect_args, **options)
+            if engine.dialect.driver == "pymysql":
+                from ._pymysql_connection import Connection as PymysqlConnection  # noqa: PLC0415 - where it is there
+
+                engine.dialect.connect = PymysqlConnection  # type: ignore[method-assign]
         except PoolConfigError:  # a ValueError, but our own text
             raise
         except ImportError as error:
@@ -256,7 +261,7 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         """
         connection = cast("PooledConnection", resource)
         driven = connection.driven
-        return connection.lend(driven if self._below is None else self._below.lend(driven, loan), loan)
+        return connection.lend((self._below or self._driver).lend(driven, loan), loan)
 
     def broken(self, resource: Connection, error: Exception) -> Verdict | None:
         """Say what an error means for a connection.
@@ -297,6 +302,9 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
         if self._below is not None:
             self._below.change(driven)
         else:
+            loan = self._driver.end_lease(driven)
+            if loan is not None and not loan.has_failed:
+                loan.warn(LOST)
             driven.rollback()
         connection.restore()
         if callable(self._reset):

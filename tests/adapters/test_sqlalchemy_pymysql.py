@@ -26,7 +26,7 @@ def fixture_url(mariadb_server: MariadbServer) -> URL:
     return make_url(mariadb_server.url).set(drivername="mysql+pymysql")
 
 
-def pool_of(url: URL, **options: Any) -> ConnectionPool[Connection]:
+def pool_of(url: Any, **options: Any) -> ConnectionPool[Connection]:
     return ConnectionPool(SyncSqlalchemyManager(url, **options), limit=1, check_after=0, name="db")
 
 
@@ -62,20 +62,56 @@ def test_isolation_level_ends_with_the_lease(url: URL) -> None:
 
 
 def test_reset_takes_one_round_trip(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pool_of(url) as pool, pool.lease() as connection:
-        below: Any = driven(connection)
-        writes: list[bytes] = []
-        write = below._write_bytes
+    manager = SyncSqlalchemyManager(url)
+    connection: Any = manager.create()
+    writes: list[bytes] = []
+    write = connection.driven._write_bytes
 
-        def note(data: bytes) -> None:
-            writes.append(data)
-            write(data)
+    def note(data: bytes) -> None:
+        writes.append(data)
+        write(data)
 
-        monkeypatch.setattr(below, "_write_bytes", note)
-        driver = drivers.driver_of(connection.engine)
-        driver.reset(below, driver.remember(below, resets=False))
-        (packets,) = writes
-        assert packets.startswith(struct.pack("<iB", 1, drivers.COM_RESET_CONNECTION))
+    monkeypatch.setattr(connection.driven, "_write_bytes", note)
+    manager.change(connection)
+    _rollback, packets = writes
+    assert packets.startswith(struct.pack("<iB", 1, drivers.COM_RESET_CONNECTION))
+    manager.clean(connection)
+
+
+def test_lost_write_is_told_with_the_remedy(url: URL, caplog: pytest.LogCaptureFixture) -> None:
+    with pool_of(url) as pool:
+        with pool.lease() as connection:
+            connection.exec_driver_sql("CREATE OR REPLACE TABLE lost (n int) ENGINE InnoDB")
+            connection.exec_driver_sql("INSERT INTO lost VALUES (1)")
+            connection.commit()
+        with pool.lease() as connection:
+            connection.exec_driver_sql("SELECT * FROM lost")
+        assert caplog.messages == []
+        with pool.lease() as connection:
+            connection.exec_driver_sql("DELETE FROM lost")
+        with pool.lease() as connection:
+            assert connection.exec_driver_sql("SELECT n FROM lost").scalar() == 1
+    (told,) = caplog.messages
+    assert "write `conn.commit()`" in told
+
+
+def test_engine_of_yours_is_reset_too(url: URL) -> None:
+    with pool_of(create_engine(url, poolclass=NullPool)) as pool:
+        with pool.lease() as connection:
+            connection.exec_driver_sql("SET @mine = 1")
+        with pool.lease() as connection:
+            assert connection.exec_driver_sql("SELECT @mine").scalar() is None
+        assert pool.stats().creates == 1
+
+
+@each_reset
+def test_connection_that_a_lease_closed_is_destroyed(url: URL, reset: str) -> None:
+    with pool_of(url, reset=reset) as pool:
+        with pool.lease() as connection:
+            driven(connection).close()
+        with pool.lease() as connection:
+            assert connection.exec_driver_sql("SELECT 7").scalar() == 7
+        assert pool.stats().creates == 2
 
 
 @each_reset
