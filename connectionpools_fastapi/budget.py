@@ -22,14 +22,16 @@ class Member(Protocol):
         """
         ...
 
-    def give_way(self, held: int | None) -> None:
-        """Ask the pool to give one token back, since another member needs one. From any thread.
+    def give_way(self, level: int | None, count: int = 1) -> None:
+        """Ask the pool to give tokens back, since another member needs them. From any thread.
 
-        The pool cleans the resource that was unused for the longest time. If none is unused, it cleans the next
-        one that is returned, provided that it holds at least two tokens more than the other member.
+        For each, the pool cleans the resource that was unused for the longest time, beyond `min_free` and the
+        budget's floor. If there is none, it cleans the next one that is returned, provided that it holds more than
+        `level` tokens.
 
         Args:
-            held: How many tokens the other member holds; None to ask for an unused resource only.
+            level: How many tokens the pool may hold in any case; None to ask for unused resources only.
+            count: How many tokens are needed.
         """
         ...
 

@@ -93,6 +93,7 @@ class BudgetStats:
         used: How many tokens all members hold.
         held: How many of them this pool holds.
         members: How many tokens each member holds, by its name.
+        trouble: Why the pool cannot get further tokens, in words; None if it can.
     """
 
     name: str
@@ -100,6 +101,7 @@ class BudgetStats:
     used: int
     held: int
     members: Mapping[str, int]
+    trouble: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

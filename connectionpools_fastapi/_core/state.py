@@ -558,21 +558,22 @@ class PoolState(Generic[T]):
         self.rebalance(now)
         return True
 
-    def give_way(self, held: int | None, floor: int, now: float) -> None:
-        """Give up a resource since another member of the budget needs its token.
+    def give_way(self, level: int | None, count: int, floor: int, now: float) -> None:
+        """Give up to `count` resources up, since other members of the budget need their tokens.
 
-        One that is unused, beyond `min_free`; or, if the other member holds at least two tokens less, any one: the
-        next that comes back. So no two members ever give way to each other in turn.
+        Each is one that is unused, beyond `min_free` and `floor`; or, while the pool keeps more than `level`, any
+        one: the next that comes back.
         """
-        inventory, owed = self.inventory, self.retirement.owed
-        keeps = inventory.in_being() - len(inventory.cleaning) - owed
-        if keeps <= floor:
-            return
-        is_unused = not self.queue and len(inventory.free) - owed > inventory.min_free
-        if is_unused or (held is not None and keeps > held + 1):
-            self.retirement.owed += 1
+        inventory, retirement = self.inventory, self.retirement
+        existing = inventory.in_being() - len(inventory.cleaning)
+        for _ in range(count):
+            keeps = existing - retirement.owed
+            is_unused = not self.queue and len(inventory.free) - retirement.owed > inventory.min_free and keeps > floor
+            if not is_unused and (level is None or keeps <= level):
+                break
+            retirement.owed += 1
             inventory.needs_lock = True
-            self.rebalance(now)
+        self.rebalance(now)
 
     # --- match free slots, waiters and missing resources ------------------------------------------
 

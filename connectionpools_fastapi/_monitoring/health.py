@@ -125,8 +125,9 @@ def _judge(stats: PoolStats | ObservedStats, *, answers: bool, max_age: float, t
         return ("warn" if answers else "fail"), reason
     if not answers:
         return "fail", _why_no_answer(stats, max_age, timeout)
-    busy = _why_busy(stats)
-    return ("warn" if busy else "pass"), busy
+    budget = stats.budget if isinstance(stats, PoolStats) else None
+    reasons = [reason for reason in (_why_busy(stats), budget and budget.trouble) if reason]
+    return ("warn" if reasons else "pass"), "; ".join(reasons)
 
 
 def _why_no_answer(stats: PoolStats | ObservedStats, max_age: float, timeout: float) -> str:
@@ -147,7 +148,7 @@ def _why_busy(stats: PoolStats | ObservedStats) -> str:
 
 def _why_not_more(stats: PoolStats | ObservedStats) -> str:
     budget = stats.budget if isinstance(stats, PoolStats) else None
-    if budget is None or budget.used < budget.total:
+    if budget is None or budget.trouble or budget.used < budget.total:
         return ""
     return f"; the budget {budget.name!r} has no token left: {budget.used} of {budget.total} used, {budget.held} here"
 

@@ -44,9 +44,9 @@ class Tokens:
         """Run a task in the pool's loop; see `Member`."""
         self._loop.spawn(job)
 
-    def give_way(self, held: int | None) -> None:
-        """Give a token back for another member; see `Member`."""
-        self._apply(self._state.give_way, held, self._budget.floor, self._clock())
+    def give_way(self, level: int | None, count: int = 1) -> None:
+        """Give tokens back for other members; see `Member`."""
+        self._apply(self._state.give_way, level, count, self._budget.floor, self._clock())
 
     # --- its life -----------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 """HostBudget: one total for all processes of this machine; needs Linux."""
 
 import os
-import re
 import socket
 import struct
 import tempfile
@@ -12,10 +11,10 @@ from pathlib import Path
 import anyio
 from anyio.abc import UNIXDatagramSocket
 
-from .._runtime.log import facts, logger
 from ..budget import Member
 from ..errors import PoolConfigError
 from ..stats import BudgetStats
+from ._common import check_arguments, warn_if_small
 
 try:
     from fcntl import F_OFD_SETLK as _F_OFD_SETLK  # noqa: F401 - whether it exists
@@ -33,7 +32,6 @@ PATIENCE = 5
 # How long joining may take, in seconds: another process that joins does so in microseconds, unless it is stopped.
 JOIN_WITHIN = 2.0
 
-NAME = re.compile(r"[A-Za-z0-9._-]{1,50}")
 LONGEST_ADDRESS = 107
 # What a member sends: how many tokens it holds, or a negative number to ask for an unused one only.
 QUESTION = struct.Struct("=i")
@@ -68,13 +66,7 @@ class HostBudget:
         Raises:
             PoolConfigError: If a value cannot work.
         """
-        if not (isinstance(name, str) and NAME.fullmatch(name)):
-            msg = f'a budget\'s name must be 1 to 50 letters, digits, ".", "-" or "_", as "orders-db"; got {name!r}'
-            raise PoolConfigError(msg)
-        for field, value, least in (("total", total, 1), ("floor", floor, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                msg = f"budget {name!r}: {field} must be a whole number, {least} or more; got {value!r}"
-                raise PoolConfigError(msg)
+        check_arguments(name, total, floor)
         self.name = name
         self.total = total
         self.floor = floor
@@ -110,21 +102,13 @@ class HostBudget:
                     await anyio.sleep(LOOK_EVERY)
                 membership = HostMembership(self, file, self._directory, member)
                 await membership.listen()
-                self._warn_if_small(file.members())
+                warn_if_small(self.name, self.total, self.floor, file.members())
                 return membership
             msg = f"budget {self.name!r}: another process has been joining for {JOIN_WITHIN:g} s; see if it is stopped"
             raise PoolConfigError(msg)
         except BaseException:
             file.close()
             raise
-
-    def _warn_if_small(self, members: int) -> None:
-        if members * max(1, self.floor) > self.total:
-            logger.warning(
-                "budget %r: total=%d is too small for %d members, each of which needs %d; raise it",
-                *(self.name, self.total, members, max(1, self.floor)),
-                extra=facts("budget_too_small", None, budget=self.name, total=self.total, members=members),
-            )
 
 
 class HostMembership:
@@ -150,7 +134,7 @@ class HostMembership:
         try:
             async for question, _ in self._questions:
                 (held,) = QUESTION.unpack(question)
-                self._member.give_way(None if held == UNUSED_ONLY else held)
+                self._member.give_way(None if held == UNUSED_ONLY else max(held + 1, self._budget.floor))
         except anyio.ClosedResourceError:  # by `leave`
             pass
         except BaseException:  # the loop has ended without the pool

@@ -23,10 +23,10 @@ def member(**options: Any) -> StateHarness:
     return harness(budget=Unlimited(), **options)
 
 
-def give_way(core: StateHarness, held: int | None = None, floor: int = 1) -> int:
-    """Ask for a token; returns how many resources are being given up at once."""
+def give_way(core: StateHarness, level: int | None = None, floor: int = 1, count: int = 1) -> int:
+    """Ask for tokens; returns how many resources are being given up at once."""
     before = core.count("clean")
-    core.do(core.state.give_way, held, floor)
+    core.do(core.state.give_way, level, count, floor)
     return core.count("clean") - before
 
 
@@ -50,7 +50,9 @@ def test_give_way_discards_the_coldest_unused_one() -> None:
 def test_give_way_keeps_the_floor() -> None:
     core = member(limit=3)
     core.have_free(3)
-    assert [give_way(core, held=0, floor=2) for _ in range(3)] == [1, 0, 0]
+    assert [give_way(core, floor=2) for _ in range(3)] == [1, 0, 0]
+    core.have_free(3)
+    assert give_way(core, floor=1, count=5) == 2
 
 
 def test_give_way_keeps_unused_ones_of_min_free() -> None:
@@ -63,7 +65,7 @@ def test_give_way_keeps_unused_ones_of_min_free() -> None:
 def test_richer_member_gives_up_the_next_that_returns() -> None:
     core = member(limit=3)
     slots = core.leases(3)
-    assert give_way(core, held=1) == 0
+    assert give_way(core, level=2) == 0
     waiter = core.acquire()
     core.release(slots[0])
     assert core.cleaned() is slots[0]
@@ -71,12 +73,13 @@ def test_richer_member_gives_up_the_next_that_returns() -> None:
     assert waiter.slot is slots[1]
 
 
-@pytest.mark.parametrize(("held", "given"), [(None, 0), (0, 2), (1, 1), (2, 0), (3, 0)])
-def test_busy_member_gives_up_what_is_above_the_others(held: int | None, given: int) -> None:
+@pytest.mark.parametrize("times", [1, 5])
+@pytest.mark.parametrize(("level", "given"), [(None, 0), (0, 3), (1, 2), (2, 1), (3, 0)])
+def test_busy_member_gives_up_what_is_above_the_level(level: int | None, given: int, times: int) -> None:
     core = member(limit=3)
     slots = core.leases(3)
-    for _ in range(5):
-        give_way(core, held=held)
+    for _ in range(times):
+        give_way(core, level=level, count=6 - times)
     for slot in slots:
         core.release(slot)
     assert core.count("clean") == given
@@ -85,7 +88,7 @@ def test_busy_member_gives_up_what_is_above_the_others(held: int | None, given: 
 def test_resource_that_goes_for_another_reason_counts() -> None:
     core = member(limit=3)
     slots = core.leases(3)
-    give_way(core, held=1)
+    give_way(core, level=2)
     core.state.inventory.end(slots[0], core.now)
     core.do(core.state.discard, slots[0])
     core.release(slots[1])
@@ -95,7 +98,7 @@ def test_resource_that_goes_for_another_reason_counts() -> None:
 def test_returned_resource_is_not_changed_in_vain() -> None:
     core = member(limit=2, has_change=True)
     slots = core.leases(2)
-    give_way(core, held=0)
+    give_way(core, level=1)
     core.release(slots[0])
     assert (core.count("change"), core.count("clean")) == (0, 1)
 
@@ -103,7 +106,7 @@ def test_returned_resource_is_not_changed_in_vain() -> None:
 def test_fast_path_is_used_again_once_a_resource_is_given_up() -> None:
     core = member(limit=2)
     slots = core.leases(2)
-    give_way(core, held=0)
+    give_way(core, level=1)
     assert core.state.inventory.needs_lock
     for slot in slots:
         core.release(slot)
@@ -113,7 +116,7 @@ def test_fast_path_is_used_again_once_a_resource_is_given_up() -> None:
 def test_reopened_pool_owes_nothing() -> None:
     core = member(limit=2)
     core.leases(2)
-    give_way(core, held=0)
+    give_way(core, level=1)
     core.close()
     core.end_close()
     core.open()
@@ -130,7 +133,7 @@ def test_two_busy_members_never_give_way_in_turn(tokens: tuple[int, int]) -> Non
         asking, asked = turn % 2, 1 - turn % 2
         if not slots[asked]:
             continue
-        give_way(pools[asked], held=len(slots[asking]), floor=0)
+        give_way(pools[asked], level=len(slots[asking]) + 1, floor=0)
         pools[asked].release(slots[asked].pop())
         is_given = pools[asked].count("clean") > 0
         if is_given:

@@ -1,0 +1,370 @@
+"""RedisBudget: one total for the processes of all hosts, which a Redis counts; needs the extra `redis`."""
+
+import atexit
+import hashlib
+import os
+import secrets
+import socket
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import anyio
+
+from .._runtime.log import facts, logger
+from ..budget import Member
+from ..errors import PoolConfigError
+from ..stats import BudgetStats
+from ._common import check_arguments, warn_if_small
+from ._share import Request, Share
+
+try:
+    from redis import Redis
+    from redis.backoff import NoBackoff
+    from redis.cluster import RedisCluster
+    from redis.exceptions import (
+        AuthenticationError,
+        MovedError,
+        NoScriptError,
+        ReadOnlyError,
+        RedisError,
+        ResponseError,
+    )
+    from redis.retry import Retry
+except ImportError as _error:
+    msg = "connectionpools_fastapi.budgets.redis needs redis-py: pip install 'connectionpools-fastapi[redis]'"
+    raise ImportError(msg) from _error
+
+SCRIPT = Path(__file__).with_name("_sync.lua").read_text(encoding="utf-8")
+DIGEST = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+# How often a member says what it needs, in seconds: when it has what it needs, and when not.
+SYNC_EVERY = 0.5
+SYNC_HUNGRY_EVERY = 0.1
+# A member says so at least this often in a time-to-live.
+SYNCS_PER_TTL = 6
+SHORTEST_TTL = 1.0
+# By default, how long a call may take, in seconds; less than a third of the time-to-live.
+SOCKET_TIMEOUT = 2.0
+# How long the interpreter waits at its end for members to give their tokens back, in seconds.
+LEAVE_WITHIN = 1.0
+
+_MEMBERS: WeakSet["RedisMembership"] = WeakSet()
+
+
+class RedisBudget:
+    """At most `total` resources in all processes, of any host, that name the same budget on the same Redis.
+
+    Redis counts: it keeps the tokens of each member for `ttl` seconds, and each member renews them twice a second. The
+    tokens of a process that has crashed or is stopped go to others after `ttl`. While Redis is away, what exists
+    goes on, and no pool grows.
+
+    Example:
+        ```python
+        budget = RedisBudget("redis://localhost", "orders-db", total=90)
+        db = ConnectionPool(AsyncpgManager(dsn), limit=20, budget=budget, name="db")
+        ```
+    """
+
+    def __init__(
+        self,
+        server: "str | Redis | RedisCluster",
+        name: str,
+        *,
+        total: int,
+        floor: int = 1,
+        ttl: float = 10.0,
+        **options: Any,
+    ) -> None:
+        """Describe a budget; pools join it as they open.
+
+        Args:
+            server: The address of a Redis, as `redis.Redis.from_url` takes it; or a client: a `redis.Redis`, what
+                `Sentinel.master_for` returns, or a `redis.RedisCluster`. It must not be an asynchronous one: the
+                budget asks from a thread of its own. Give a client a `socket_timeout` below a third of `ttl`.
+            name: What the budget is for; all processes write the same.
+            total: The most resources that may exist at once, over all pools that join; all processes write the same.
+            floor: How many resources each pool may keep, however much the others need them.
+            ttl: After how many seconds the tokens of a member that is not heard of go to others; all processes
+                write the same.
+            options: Of `redis.Redis.from_url`, such as `ssl_ca_certs` or `username`.
+
+        Raises:
+            PoolConfigError: If a value cannot work.
+        """
+        check_arguments(name, total, floor)
+        if not isinstance(ttl, (int, float)) or isinstance(ttl, bool) or not SHORTEST_TTL <= ttl < float("inf"):
+            msg = f"budget {name!r}: ttl must be a number of seconds, {SHORTEST_TTL:g} or more; got {ttl!r}"
+            raise PoolConfigError(msg)
+        self.name = name
+        self.total = total
+        self.floor = floor
+        self.ttl = ttl
+        self._is_own = isinstance(server, str)
+        self._client: Any = self._connect(server, options)
+
+    def _connect(self, server: object, options: dict[str, Any]) -> object:
+        if isinstance(server, str):
+            within = min(SOCKET_TIMEOUT, self.ttl / SYNCS_PER_TTL)
+            usual = {"socket_timeout": within, "socket_connect_timeout": within, "retry": Retry(NoBackoff(), 1)}
+            try:
+                return Redis.from_url(server, **{**usual, **options})
+            except ValueError:  # its text may have the address
+                msg = f'budget {self.name!r}: the address of its Redis must be a URL, as "redis://host:6379/0"'
+                raise PoolConfigError(msg) from None
+        if isinstance(server, (Redis, RedisCluster)) and not options:
+            return server
+        msg = (
+            f"budget {self.name!r}: pass the URL of a Redis, with options, or a redis.Redis or redis.RedisCluster, "
+            f"without; got {type(server).__module__}.{type(server).__qualname__}"
+        )
+        raise PoolConfigError(msg)
+
+    async def join(self, member: Member) -> "RedisMembership":
+        """Become a member; a pool calls this as it opens.
+
+        Args:
+            member: The pool.
+
+        Returns:
+            The pool's share of the tokens.
+
+        Raises:
+            PoolConfigError: If Redis cannot be used, or another member has another total or `ttl`.
+        """
+        membership = RedisMembership(self, member)
+        await anyio.to_thread.run_sync(membership.sync_first, limiter=anyio.CapacityLimiter(1))
+        membership.start()
+        return membership
+
+    def sync(self, member: str, request: Request, *, is_leaving: bool = False) -> list[Any]:
+        """Run the script for one member; returns its answer.
+
+        Raises:
+            RedisError: If Redis does not answer, or refuses.
+        """
+        # The braces keep all keys on one node of a cluster.
+        keys = [f"connectionpools:{{{self.name}}}:{part}" for part in ("books", "ends", "held", "hungry")]
+        asked = request.turn, 0 if is_leaving else request.want, request.has, request.claim
+        arguments = [member, int(is_leaving), *asked, self.total, self.floor, int(self.ttl * 1000)]
+        try:
+            answer = self._client.evalsha(DIGEST, len(keys), *keys, *arguments)
+        except NoScriptError:
+            answer = self._client.eval(SCRIPT, len(keys), *keys, *arguments)
+        return [part.decode() if isinstance(part, bytes) else part for part in answer]
+
+    def close_idle(self) -> None:
+        """Close the connections that no member uses, unless they are of the user's own client."""
+        if self._is_own:
+            self._client.connection_pool.disconnect(inuse_connections=False)
+
+
+class RedisMembership:
+    """A pool's share of a RedisBudget; a thread of its own speaks with Redis."""
+
+    def __init__(self, budget: RedisBudget, member: Member) -> None:
+        """Describe a member; `sync_first` makes it one."""
+        self._budget = budget
+        self._member = member
+        self._name = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
+        self._share = Share(budget.ttl)
+        self._lock = threading.Lock()  # protects the share
+        self._stats = BudgetStats(name=budget.name, total=budget.total, used=0, held=0, members={})
+        self._has_left = False
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"budget {budget.name}", daemon=True)
+        self._news: anyio.Event  # of the pool's loop
+
+    # --- in the pool's loop -------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Speak with Redis from now on."""
+        self._news = anyio.Event()
+        self._member.spawn(self._stay)
+        self._thread.start()
+        _MEMBERS.add(self)
+
+    async def _stay(self) -> None:
+        try:
+            while not self._has_left:
+                await self._news.wait()
+        except BaseException:  # the loop has ended without the pool
+            self.leave()
+            raise
+
+    async def _tell(self, level: int, count: int) -> None:
+        """Give tokens up, and have the tasks that wait look whether there are some now."""
+        if count:
+            self._member.give_way(level, count)
+        self._news.set()
+        self._news = anyio.Event()
+
+    async def take(self) -> None:
+        """Take a token, and wait for one for as long as it takes; see `Membership`."""
+        with self._lock:
+            self._share.waiting += 1
+            needs_more = self._share.wants_more()
+        if needs_more:
+            self._wake.set()
+        try:
+            while not self._try_take():
+                await self._news.wait()
+        finally:
+            with self._lock:
+                self._share.waiting -= 1
+
+    def _try_take(self) -> bool:
+        with self._lock:
+            return self._share.take(time.monotonic())
+
+    # --- from any thread ----------------------------------------------------------------------
+
+    def give_back(self) -> None:
+        """Give a token back that was taken. From any thread."""
+        with self._lock:
+            self._share.give_back()
+        self._wake.set()
+
+    def leave(self) -> None:
+        """Give everything back, and end. From any thread."""
+        self._has_left = True
+        self._wake.set()
+
+    def wait_left(self, seconds: float) -> None:
+        """Wait until Redis knows that the member has left."""
+        self._thread.join(seconds)
+
+    def stats(self) -> BudgetStats:
+        """Return how many tokens are used, and by which processes, as Redis said last. From any thread."""
+        return replace(self._stats, held=self._share.used)
+
+    # --- in the thread ------------------------------------------------------------------------
+
+    def sync_first(self) -> None:
+        """Become a member.
+
+        Raises:
+            PoolConfigError: If that is impossible.
+        """
+        try:
+            members = self._sync()
+        except (RedisError, OSError) as error:
+            msg = f"budget {self._budget.name!r}: {_reason(error)}"
+            raise PoolConfigError(msg) from None
+        warn_if_small(self._budget.name, self._budget.total, self._budget.floor, members)
+
+    def _run(self) -> None:
+        every = min(SYNC_EVERY, self._budget.ttl / SYNCS_PER_TTL)
+        while not self._has_left:
+            self._wake.wait(min(every, SYNC_HUNGRY_EVERY) if self._share.is_hungry() else every)
+            self._wake.clear()
+            if not self._has_left:
+                self._sync_or_go_on()
+        self._tell_soon(0, 0)
+        with suppress(RedisError, OSError):
+            self._budget.sync(self._name, self._share.ask(time.monotonic()), is_leaving=True)
+        self._budget.close_idle()
+
+    def _sync_or_go_on(self) -> None:
+        try:
+            self._sync()
+        except (RedisError, OSError) as error:
+            granted = self._share.granted
+            self._note(f"the budget {self._budget.name!r} does not grow: {_reason(error)}; {granted} tokens here stay")
+        except PoolConfigError as error:
+            self._note(str(error))
+
+    def _note(self, trouble: str) -> None:
+        if self._stats.trouble is None and not self._has_left:
+            logger.warning("%s", trouble, extra=facts("budget_away", None, budget=self._budget.name))
+        self._stats = replace(self._stats, trouble=trouble)
+
+    def _sync(self) -> int:
+        """Say what the pool needs, and do what Redis answers; returns how many members there are."""
+        with self._lock:
+            request = self._share.ask(time.monotonic())
+        try:
+            answer = self._budget.sync(self._name, request)
+        except (RedisError, OSError):
+            with self._lock:
+                self._share.fail(request)
+            raise
+        if answer[0] == "disagrees":
+            raise self._disagreement(*answer[1:])
+        granted, asked, level, used, members, grace, *named = answer[1:]
+        with self._lock:
+            surplus = self._share.grant(request, granted)
+        if surplus:
+            self._tell_soon(granted, surplus)
+        elif asked or self._share.waiting:
+            self._tell_soon(level, asked)
+        self._note_stats(used, dict(zip(named[::2], map(int, named[1::2]), strict=True)), grace / 1000)
+        return int(members)
+
+    def _tell_soon(self, level: int, count: int) -> None:
+        with suppress(RuntimeError):  # the loop has ended without the pool
+            self._member.spawn(partial(self._tell, level, count))
+
+    def _note_stats(self, used: int, named: dict[str, int], grace: float) -> None:
+        if self._stats.trouble is not None and not grace:
+            name = self._budget.name
+            logger.warning("budget %r: it can grow again", name, extra=facts("budget_back", None, budget=name))
+        members: Counter[str] = Counter()
+        for name, held in named.items():
+            members[_process(name)] += held
+        if used > members.total():
+            members["others"] = used - members.total()
+        waits = f"does not grow for {grace:.0f} s: its Redis was away, or is new to it"
+        self._stats = BudgetStats(
+            name=self._budget.name,
+            total=self._budget.total,
+            used=used,
+            held=0,  # told when asked for
+            members=dict(members),
+            trouble=f"the budget {self._budget.name!r} {waits}" if grace else None,
+        )
+
+    def _disagreement(self, total: str, ttl: str, other: str) -> PoolConfigError:
+        budget = self._budget
+        return PoolConfigError(
+            f"budget {budget.name!r}: total={budget.total}, ttl={budget.ttl:g} here, in {_process(self._name)}, but "
+            f"total={total}, ttl={int(ttl) / 1000:g} in {_process(other)}. Give all members the same, or this one "
+            "another name"
+        )
+
+
+def _process(member: str) -> str:
+    host, process, _ = member.rsplit("/", 2)
+    return f"process {process} on {host}"
+
+
+def _reason(error: Exception) -> str:
+    """Say what is wrong with Redis, without its address."""
+    if isinstance(error, AuthenticationError):
+        return "its Redis refuses the user or the password"
+    if isinstance(error, MovedError):
+        return "its Redis is a cluster; pass a redis.RedisCluster"
+    if isinstance(error, ReadOnlyError) or "-READONLY " in str(error):
+        return "its Redis is a replica; pass the primary, such as Sentinel(...).master_for(...)"
+    if isinstance(error, ResponseError) and "unknown command" in str(error).lower():
+        return "its server does not run scripts; for a Sentinel, pass Sentinel(...).master_for(...)"
+    if isinstance(error, ResponseError):
+        return f"its Redis refuses the script: {error}"
+    return f"its Redis does not answer ({type(error).__name__})"
+
+
+@atexit.register
+def _leave_all() -> None:
+    """Give all tokens back at the end of the interpreter, which ends daemon threads at any moment."""
+    members = tuple(_MEMBERS)
+    for member in members:
+        member.leave()
+    ends_at = time.monotonic() + LEAVE_WITHIN
+    for member in members:
+        member.wait_left(max(0.0, ends_at - time.monotonic()))
