@@ -116,14 +116,21 @@ async def test_budget_speaks_tls(redis_url: str, name: str, tmp_path: Path) -> N
             while piece := await source.read(65_536):
                 sink.write(piece)
         sink.close()
+        with suppress(ConnectionError):
+            await sink.wait_closed()
+        open_ends.remove(sink)
+
+    open_ends: list[asyncio.StreamWriter] = []
 
     async def decrypt(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", urlsplit(redis_url).port)
+        open_ends.extend((writer, far_writer))
         await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
 
     async with await asyncio.start_server(decrypt, "127.0.0.1", 0, ssl=context) as server:
         url = f"rediss://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
         await asyncio.to_thread(lease_one, url, name, ssl_ca_certs=str(certificate))
+        await until(lambda: not open_ends)
 
 
 def test_replica_is_refused() -> None:
