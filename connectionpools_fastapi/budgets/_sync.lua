@@ -19,23 +19,24 @@ end
 
 -- The sums are kept rather than counted, so that a call does not depend on the number of members.
 local SUMS = { "used", "seen", "grace", "hungry", "lacking" }
+local own_turn = "turn:" .. member
+local known = redis.call("HMGET", books, "total", "ttl", own_turn, unpack(SUMS))
 local sum = {}
-for index, value in ipairs(redis.call("HMGET", books, unpack(SUMS))) do
-    sum[SUMS[index]] = tonumber(value)
+for index, name in ipairs(SUMS) do
+    sum[name] = tonumber(known[index + 3])
 end
 
 -- While Redis was away, or after it has lost what it knew, members hold tokens that the books no longer show. For
 -- one time-to-live each member keeps what it holds, or says what it holds, and none is granted more.
 if not sum.seen or redis.call("ZCARD", ends) ~= redis.call("ZCARD", held) then
     redis.call("DEL", books, ends, held, hungry)
-    sum = { used = 0, grace = now + ttl, hungry = 0, lacking = 0 }
+    known, sum = {}, { used = 0, grace = now + ttl, hungry = 0, lacking = 0 }
 elseif math.abs(now - sum.seen) > ttl / 3 and redis.call("ZCARD", ends) > 0 then
     sum.grace = now + ttl
     for _, name in ipairs(redis.call("ZRANGEBYSCORE", ends, now + ttl, "+inf")) do -- the clock was set back
         redis.call("ZADD", ends, now + ttl, name)
     end
 end
-sum.seen = now
 local is_grace = now < sum.grace
 
 local function sate(name)
@@ -54,10 +55,11 @@ local function forget(name)
     redis.call("HDEL", books, "turn:" .. name)
 end
 
-local function save()
-    for name, value in pairs(sum) do
-        redis.call("HSET", books, name, value)
-    end
+local function save(...)
+    redis.call(
+        "HSET", books, "used", sum.used, "seen", now, "grace", sum.grace, "hungry", sum.hungry, "lacking", sum.lacking,
+        ...
+    )
 end
 
 if not is_grace then
@@ -70,7 +72,6 @@ for _, name in ipairs(redis.call("ZRANGEBYSCORE", hungry, "-inf", now)) do
 end
 
 -- Members that disagree.
-local known = redis.call("HMGET", books, "total", "ttl")
 if known[1] and (tonumber(known[1]) ~= total or tonumber(known[2]) ~= ttl) then
     for _, name in ipairs(redis.call("ZRANGE", ends, 0, 1)) do
         if name ~= member then
@@ -79,10 +80,9 @@ if known[1] and (tonumber(known[1]) ~= total or tonumber(known[2]) ~= ttl) then
         end
     end
 end
-redis.call("HSET", books, "total", total, "ttl", ttl)
 
 -- A call that was under way for so long that a later one has come first.
-if turn <= (tonumber(redis.call("HGET", books, "turn:" .. member)) or 0) then
+if turn <= (tonumber(known[3]) or 0) then
     save()
     return { "late" }
 end
@@ -103,9 +103,9 @@ local asked = 0
 redis.call("ZADD", held, granted, member)
 if is_leaving then
     forget(member)
+    save("total", total, "ttl", ttl)
 else
     redis.call("ZADD", ends, now + ttl, member)
-    redis.call("HSET", books, "turn:" .. member, turn)
     local keeps = floor
     if want > granted then
         redis.call("ZADD", hungry, now + HUNGRY_FOR, member)
@@ -117,8 +117,8 @@ else
     if not is_grace then
         asked = math.max(0, math.min(lacking - (total - sum.used), granted - keeps))
     end
+    save("total", total, "ttl", ttl, own_turn, turn)
 end
-save()
 return {
     "granted", granted, asked, level, sum.used, redis.call("ZCARD", ends), math.max(0, sum.grace - now),
     unpack(redis.call("ZREVRANGE", held, 0, MOST_NAMES - 1, "WITHSCORES")),

@@ -1,112 +1,91 @@
-"""HostBudget over processes: a real server never sees more connections than the total, whatever ends or stops."""
+"""Budgets over processes: a real server never sees more connections than the total, whatever ends, stops or is away."""
 
 import asyncio
-import os
 import signal
-import sys
-import time
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 
-import psycopg
+import pytest
 
-from connectionpools_fastapi import ConnectionPool
-from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
-from connectionpools_fastapi.budgets.host import HostBudget
-from tests.processes import Process
-
-TOTAL = 6
-LIMIT = 5
-WORKERS = 3
-LONG = 30.0  # seconds, for whatever is awaited
-NAME = "budgeted"
-
-COUNT = "select count(*) from pg_stat_activity where application_name = %s"
-
-
-async def work(url: str, directory: str, number: int) -> None:
-    """Be one worker: query on five connections, for as long as the file that names this worker exists, else on one."""
-    manager = AsyncpgManager(url, server_settings={"application_name": NAME})
-    pool = ConnectionPool(manager, limit=LIMIT, timeout=LONG, budget=HostBudget("db", total=TOTAL, directory=directory))
-    busy = Path(directory).parent / f"busy-{number}"
-
-    async def query(task: int) -> None:
-        while True:
-            if task == 0 or busy.exists():
-                async with pool.lease() as connection:
-                    await connection.execute("select pg_sleep(0.005)")
-            else:
-                await asyncio.sleep(0.02)
-
-    async with pool, asyncio.TaskGroup() as tasks:
-        for task in range(2 * LIMIT):
-            tasks.create_task(query(task))
-        told = -1
-        while True:
-            stats = pool.stats().budget
-            assert stats is not None
-            if stats.held != told:
-                told = stats.held
-                print(f"holds {told}", file=sys.stderr, flush=True)  # noqa: T201
-            await asyncio.sleep(0.01)
-
-
-if __name__ == "__main__":
-    asyncio.run(work(sys.argv[1], sys.argv[2], int(sys.argv[3])))
-
-
-def holds(worker: Process) -> int:
-    told = [line for line in worker.log.splitlines() if line.startswith("holds")]
-    return int(told[-1].split()[1]) if told else 0
+from benchmarks.faults.proxy import Proxy
+from tests.budgets.worker import TOTAL, TTL, Workers
+from tests.wheel_servers import redis
 
 
 def test_workers_share_a_servers_connections(postgres_url: str, tmp_path: Path) -> None:
-    """Load moves from worker to worker; one is killed, one is stopped, and goes on."""
-    directory = tmp_path / "tokens"
-    environment = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    most = 0
+    """Load moves from worker to worker; one is stopped, and goes on, and one is killed."""
+    with Workers(postgres_url, tmp_path) as workers:
+        for _ in range(3):
+            workers.start(str(tmp_path / "tokens"))
+        workers.watch_until((1, 1, 1))
+        workers.make_busy(0)
+        workers.watch_until((4, 1, 1))
+        workers.make_busy(1)
+        workers.watch_until((1, 4, 1))
+        workers.make_busy(0, 1, 2)
+        workers.watch_until((2, 2, 2))
 
-    def start(number: int) -> Process:
-        command = ("tests.budgets.test_processes", postgres_url, str(directory), str(number))
-        return stack.enter_context(Process(Path.cwd(), command, environment))
+        workers.running[0].process.send_signal(signal.SIGSTOP)  # what it holds, it keeps
+        workers.make_busy(1)
+        workers.watch_until((2, 3, 1))
+        workers.running[0].process.send_signal(signal.SIGCONT)
+        workers.watch_until((1, 4, 1))
+        assert workers.most <= TOTAL
 
-    def make_busy(*numbers: int) -> None:
-        for number in range(WORKERS):
-            busy = tmp_path / f"busy-{number}"
-            busy.touch() if number in numbers else busy.unlink(missing_ok=True)
-
-    def watch_until(*expected: tuple[int, ...]) -> tuple[int, ...]:
-        """Sample the server until the workers hold one of these numbers of tokens."""
-        nonlocal most
-        deadline = time.monotonic() + LONG
-        while (found := tuple(map(holds, workers))) not in expected:
-            ((connections,),) = server.execute(COUNT, [NAME]).fetchall()
-            most = max(most, connections)
-            assert time.monotonic() < deadline, [found, *(worker.log[-2000:] for worker in workers)]
-        return found
-
-    with ExitStack() as stack:
-        server = stack.enter_context(psycopg.connect(postgres_url, autocommit=True))
-        workers = [start(number) for number in range(WORKERS)]
-        watch_until((1, 1, 1))
-        make_busy(0)
-        watch_until((4, 1, 1))
-        make_busy(1)
-        watch_until((1, 4, 1))
-        make_busy(0, 1, 2)
-        watch_until((2, 2, 2))
-
-        workers[0].process.send_signal(signal.SIGSTOP)  # what it holds, it keeps
-        make_busy(1)
-        watch_until((2, 3, 1))
-        workers[0].process.send_signal(signal.SIGCONT)
-        watch_until((1, 4, 1))
-        assert most <= TOTAL
-
-        workers[1].process.kill()
-        workers[1].wait()
-        make_busy(0)
-        workers[1] = workers[0]
-        watch_until((5, 5, 1))
-        for worker in (workers[0], workers[2]):
+        workers.running[1].process.kill()
+        workers.running[1].wait()
+        workers.make_busy(0)
+        workers.watch_until((5, None, 1))
+        for worker in (workers.running[0], workers.running[2]):
             assert "Error" not in worker.log, worker.log
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_hosts_share_a_servers_connections(postgres_url: str, tmp_path: Path) -> None:
+    """Load moves from host to host while their Redis is emptied, restarted, paused, and cut off from one of them."""
+    async with AsyncExitStack() as stack:
+        server = stack.enter_context(redis())
+        workers = stack.enter_context(Workers(postgres_url, tmp_path))
+        proxies = [await stack.enter_async_context(Proxy(server.port)) for _ in range(3)]
+        for proxy in proxies:
+            workers.start(f"redis://127.0.0.1:{proxy.port}/0")
+
+        async def hold(*expected: int) -> None:
+            await asyncio.to_thread(workers.watch_until, expected)
+
+        await hold(1, 1, 1)
+        workers.make_busy(0)
+        await hold(4, 1, 1)
+
+        await asyncio.to_thread(server.stop)  # and so empty as it comes back
+        workers.make_busy(0, 1, 2)
+        await asyncio.to_thread(workers.watch, 2 * TTL)
+        assert workers.held() == (4, 1, 1)
+        await asyncio.to_thread(server.start)
+        await hold(2, 2, 2)
+
+        for proxy in proxies:
+            proxy.stall()
+        workers.make_busy(1)
+        await asyncio.to_thread(workers.watch, 2 * TTL)
+        assert workers.held() == (2, 2, 2)
+        for proxy in proxies:
+            proxy.resume()
+        await hold(1, 4, 1)
+        assert workers.most <= TOTAL
+
+        proxies[1].refuse()
+        proxies[1].reset()
+        workers.make_busy(0, 1)
+        await hold(5, 4, 1)  # after one time-to-live; what the host that is cut off holds, goes on
+        proxies[1].resume()
+        await asyncio.to_thread(workers.watch_until, (3, 2, 1), (2, 3, 1))
+
+        workers.running[0].process.send_signal(signal.SIGSTOP)
+        workers.make_busy(1)
+        await asyncio.to_thread(workers.watch_until, (None, 5, 1))
+        workers.running[0].process.send_signal(signal.SIGCONT)
+        await hold(1, 4, 1)
+        for worker in workers.running:
+            assert "Error" not in worker.log.replace("(ConnectionError)", "").replace("(TimeoutError)", ""), worker.log

@@ -366,6 +366,6 @@ def test_total_holds_under_any_interleaving(redis_url: str) -> None:
         run_state_machine_as_test(
             Interleavings,
             settings=settings(
-                max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+                max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
             ),
         )
