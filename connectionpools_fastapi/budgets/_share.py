@@ -66,8 +66,8 @@ class Share:
         return self.used + self.waiting > self._wanted
 
     def is_hungry(self) -> bool:
-        """Whether the pool needs more tokens than it was granted."""
-        return self.used + self.waiting > self.granted
+        """Whether the pool needs more tokens than it was granted, and the engine is there to ask."""
+        return self.used + self.waiting > self.granted and not self._is_away
 
     def ask(self, now: float) -> Request:
         """Begin a call; unless the engine is away, the pool no longer relies on what it does not need."""

@@ -70,7 +70,8 @@ class TokenFile:
         self.number: int = 0  # of this member, once it has joined
         self.held: set[int] = set()
         self._next = 0  # where to look for a token first
-        self._lock = threading.Lock()  # protects the file and what is held
+        # Protects the file and what is held; a destructor may give a token back, whatever this thread is doing.
+        self._lock = threading.RLock()
         _OPEN.add(self)
 
     def try_join(self, name: str) -> bool:
@@ -207,7 +208,7 @@ def _token(number: int) -> tuple[int, int]:
 
 def _close_all() -> None:  # pragma: no cover - in a process of its own
     for file in tuple(_OPEN):
-        file._lock = threading.Lock()  # noqa: SLF001 - another thread of the parent may have held the old one
+        file._lock = threading.RLock()  # noqa: SLF001 - another thread of the parent may have held the old one
         file.close()
 
 

@@ -3,6 +3,7 @@
 import atexit
 import hashlib
 import os
+import random
 import secrets
 import socket
 import threading
@@ -12,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 from weakref import WeakSet
 
@@ -33,6 +35,7 @@ try:
         MovedError,
         NoScriptError,
         ReadOnlyError,
+        RedisClusterException,
         RedisError,
         ResponseError,
     )
@@ -42,6 +45,7 @@ except ImportError as _error:
     raise ImportError(msg) from _error
 
 SCRIPT = Path(__file__).with_name("_sync.lua").read_text(encoding="utf-8")
+NO_ANSWER = RedisError, RedisClusterException, OSError
 DIGEST = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 # How often a member says what it needs, in seconds: when it has what it needs, and when not.
@@ -50,7 +54,7 @@ SYNC_HUNGRY_EVERY = 0.1
 # A member says so at least this often in a time-to-live.
 SYNCS_PER_TTL = 6
 SHORTEST_TTL = 1.0
-# By default, how long a call may take, in seconds; less than a third of the time-to-live.
+# By default, how long a call may take, in seconds, before it is tried once more; at most a third of the time-to-live.
 SOCKET_TIMEOUT = 2.0
 # How long the interpreter waits at its end for members to give their tokens back, in seconds.
 LEAVE_WITHIN = 1.0
@@ -111,7 +115,7 @@ class RedisBudget:
 
     def _connect(self, server: object, options: dict[str, Any]) -> object:
         if isinstance(server, str):
-            within = min(SOCKET_TIMEOUT, self.ttl / SYNCS_PER_TTL)
+            within = min(SOCKET_TIMEOUT, self.ttl / 3)
             usual = {"socket_timeout": within, "socket_connect_timeout": within, "retry": Retry(NoBackoff(), 1)}
             try:
                 return Redis.from_url(server, **{**usual, **options})
@@ -174,10 +178,12 @@ class RedisMembership:
         self._member = member
         self._name = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
         self._share = Share(budget.ttl)
-        self._lock = threading.Lock()  # protects the share
+        # Protects the share. A destructor that the garbage collector calls may give a token back, whatever this thread
+        # is doing: so it is one that the thread gets again, and so is the queue.
+        self._lock = threading.RLock()
+        self._wake: SimpleQueue[None] = SimpleQueue()
         self._stats = BudgetStats(name=budget.name, total=budget.total, used=0, held=0, members={})
         self._has_left = False
-        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"budget {budget.name}", daemon=True)
         self._news: anyio.Event  # of the pool's loop
 
@@ -211,7 +217,7 @@ class RedisMembership:
             self._share.waiting += 1
             needs_more = self._share.wants_more()
         if needs_more:
-            self._wake.set()
+            self._wake.put(None)
         try:
             while not self._try_take():
                 await self._news.wait()
@@ -229,12 +235,12 @@ class RedisMembership:
         """Give a token back that was taken. From any thread."""
         with self._lock:
             self._share.give_back()
-        self._wake.set()
+        self._wake.put(None)
 
     def leave(self) -> None:
         """Give everything back, and end. From any thread."""
         self._has_left = True
-        self._wake.set()
+        self._wake.put(None)
 
     def wait_left(self, seconds: float) -> None:
         """Wait until Redis knows that the member has left."""
@@ -254,7 +260,7 @@ class RedisMembership:
         """
         try:
             members = self._sync()
-        except (RedisError, OSError) as error:
+        except NO_ANSWER as error:
             msg = f"budget {self._budget.name!r}: {_reason(error)}"
             raise PoolConfigError(msg) from None
         warn_if_small(self._budget.name, self._budget.total, self._budget.floor, members)
@@ -262,28 +268,37 @@ class RedisMembership:
     def _run(self) -> None:
         every = min(SYNC_EVERY, self._budget.ttl / SYNCS_PER_TTL)
         while not self._has_left:
-            self._wake.wait(min(every, SYNC_HUNGRY_EVERY) if self._share.is_hungry() else every)
-            self._wake.clear()
+            longest = min(every, SYNC_HUNGRY_EVERY) if self._share.is_hungry() else every
+            with suppress(Empty):
+                self._wake.get(timeout=longest * random.uniform(0.8, 1.0))  # noqa: S311 - members fall out of step
+            while not self._wake.empty():
+                self._wake.get()
             if not self._has_left:
                 self._sync_or_go_on()
         self._tell_soon(0, 0)
-        with suppress(RedisError, OSError):
+        with suppress(*NO_ANSWER):
             self._budget.sync(self._name, self._share.ask(time.monotonic()), is_leaving=True)
         self._budget.close_idle()
 
     def _sync_or_go_on(self) -> None:
         try:
             self._sync()
-        except (RedisError, OSError) as error:
+        except NO_ANSWER as error:
             granted = self._share.granted
-            self._note(f"the budget {self._budget.name!r} does not grow: {_reason(error)}; {granted} tokens here stay")
+            self._note(
+                f"the budget {self._budget.name!r} does not grow: {_reason(error)}; this pool keeps to {granted}"
+            )
         except PoolConfigError as error:
             self._note(str(error))
 
-    def _note(self, trouble: str) -> None:
-        if self._stats.trouble is None and not self._has_left:
-            logger.warning("%s", trouble, extra=facts("budget_away", None, budget=self._budget.name))
-        self._stats = replace(self._stats, trouble=trouble)
+    def _note(self, trouble: str | None, **news: Any) -> None:
+        """Note what Redis said, and whether the budget can grow; the log tells when that changes."""
+        name = self._budget.name
+        if (trouble is None) != (self._stats.trouble is None) and not self._has_left:
+            event = "budget_back" if trouble is None else "budget_away"
+            line = trouble or f"the budget {name!r} can grow again"
+            logger.warning("%s", line, extra=facts(event, None, budget=name))
+        self._stats = replace(self._stats, trouble=trouble, **news)
 
     def _sync(self) -> int:
         """Say what the pool needs, and do what Redis answers; returns how many members there are."""
@@ -291,44 +306,36 @@ class RedisMembership:
             request = self._share.ask(time.monotonic())
         try:
             answer = self._budget.sync(self._name, request)
-        except (RedisError, OSError):
+        except NO_ANSWER:
             with self._lock:
                 self._share.fail(request)
             raise
         if answer[0] == "disagrees":
             raise self._disagreement(*answer[1:])
-        granted, asked, level, used, members, grace, *named = answer[1:]
+        if answer[0] == "late":  # redis-py has sent it twice, and the first answer was lost
+            with self._lock:
+                self._share.fail(request)
+            return 0
+        granted, asked, level, used, count, grace, *named = answer[1:]
         with self._lock:
             surplus = self._share.grant(request, granted)
         if surplus:
             self._tell_soon(granted, surplus)
         elif asked or self._share.waiting:
             self._tell_soon(level, asked)
-        self._note_stats(used, dict(zip(named[::2], map(int, named[1::2]), strict=True)), grace / 1000)
-        return int(members)
+        members: Counter[str] = Counter()
+        for name, held in zip(named[::2], map(int, named[1::2]), strict=True):
+            members[_process(name)] += held
+        if used > members.total():
+            members["others"] = used - members.total()
+        waits = f"does not grow for {grace / 1000:.0f} s: its Redis was away, or is new to it"
+        trouble = f"the budget {self._budget.name!r} {waits}" if grace else None
+        self._note(trouble, used=used, members=dict(members))
+        return int(count)
 
     def _tell_soon(self, level: int, count: int) -> None:
         with suppress(RuntimeError):  # the loop has ended without the pool
             self._member.spawn(partial(self._tell, level, count))
-
-    def _note_stats(self, used: int, named: dict[str, int], grace: float) -> None:
-        if self._stats.trouble is not None and not grace:
-            name = self._budget.name
-            logger.warning("budget %r: it can grow again", name, extra=facts("budget_back", None, budget=name))
-        members: Counter[str] = Counter()
-        for name, held in named.items():
-            members[_process(name)] += held
-        if used > members.total():
-            members["others"] = used - members.total()
-        waits = f"does not grow for {grace:.0f} s: its Redis was away, or is new to it"
-        self._stats = BudgetStats(
-            name=self._budget.name,
-            total=self._budget.total,
-            used=used,
-            held=0,  # told when asked for
-            members=dict(members),
-            trouble=f"the budget {self._budget.name!r} {waits}" if grace else None,
-        )
 
     def _disagreement(self, total: str, ttl: str, other: str) -> PoolConfigError:
         budget = self._budget
