@@ -15,10 +15,10 @@ CI = Path(".ci")
 PARALLEL = ["-n", "4"]
 # What starts a server, browser or worker.
 SLOW = (
-    "adapters asgi/test_workers.py benchmarks budgets/test_processes.py docs example_app "
-    "monitoring/test_multiprocess.py testing"
+    "adapters asgi/test_workers.py benchmarks budgets/test_processes.py budgets/test_redis.py budgets/test_share.py "
+    "docs example_app monitoring/test_multiprocess.py testing"
 )
-FAST = [f"--ignore=tests/{name}" for name in SLOW.split()]
+FAST = [*(f"--ignore=tests/{name}" for name in SLOW.split()), "-k", "not (test_pools and redis)"]
 # Interpreters of pyenv that are not on the PATH.
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
 os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *map(str, sorted(PYENV.glob("3.*/bin")))])
