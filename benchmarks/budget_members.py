@@ -16,6 +16,7 @@ from typing import Any
 
 from redis import Redis
 
+from connectionpools_fastapi.budgets._books import Books
 from connectionpools_fastapi.budgets._share import Request
 from connectionpools_fastapi.budgets.redis import RedisBudget, RedisMembership
 from tests.wheel_servers import redis
@@ -27,17 +28,18 @@ BOOKS = 1_000  # members of the books whose script is measured alone
 CALLS = 20_000
 
 
-class MeasuredBudget(RedisBudget):
+class MeasuredBooks:
     """Notes how long each call takes."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.calls: list[tuple[float, float]] = []  # when it began, and what it took
+    def __init__(self, books: Books) -> None:
+        self._books = books
+        self.took: list[float] = []
+        self.close_idle = books.close_idle
 
     def sync(self, member: str, request: Request, *, is_leaving: bool = False) -> list[Any]:
         began = time.perf_counter()
-        answer = super().sync(member, request, is_leaving=is_leaving)
-        self.calls.append((began, time.perf_counter() - began))
+        answer = self._books.sync(member, request, is_leaving=is_leaving)
+        self.took.append(time.perf_counter() - began)
         return answer
 
 
@@ -80,7 +82,9 @@ class MadeUpPool:
 async def live_together(url: str, members: int, seconds: float, *, is_idle: bool, restart: Callable[[], None]) -> None:
     kind = "idle" if is_idle else "busy"
     name = f"members-{kind}"
-    budget = MeasuredBudget(url, name, total=members * SHARE, ttl=10.0)
+    budget = RedisBudget(url, name, total=members * SHARE, ttl=10.0)
+    calls = MeasuredBooks(budget._books)
+    budget._books = calls  # type: ignore[assignment] # it does the same
     with Redis.from_url(url) as admin:
         keys = dict.fromkeys(("used", "seen", "grace", "hungry", "lacking"), 0)
         admin.hset(f"connectionpools:{{{name}}}:books", mapping=keys)
@@ -89,9 +93,9 @@ async def live_together(url: str, members: int, seconds: float, *, is_idle: bool
             lives = [tasks.create_task(pool.live(is_idle=is_idle)) for pool in pools]
             await asyncio.sleep(5.0)
             admin.config_resetstat()
-            budget.calls.clear()
+            calls.took.clear()
             await asyncio.sleep(seconds)
-            took = sorted(took for _, took in budget.calls)
+            took = sorted(calls.took)
             (script,) = [stats for command, stats in admin.info("commandstats").items() if command == "cmdstat_evalsha"]
             rate, usec = len(took) / seconds, script["usec_per_call"]
             print(f"{members} {kind} members hold {sum(pool.held for pool in pools)} of {budget.total} tokens:")
@@ -102,17 +106,16 @@ async def live_together(url: str, members: int, seconds: float, *, is_idle: bool
                 f"  a call takes {statistics.median(took) * 1e3:.1f} ms, p99 {took[int(len(took) * 0.99)] * 1e3:.1f} ms"
             )
             if not is_idle:
-                await tell_outage(restart, pools, budget)
+                await tell_outage(restart, pools)
             for life in lives:
                 life.cancel()
 
 
-async def tell_outage(restart: Callable[[], None], pools: list[MadeUpPool], budget: MeasuredBudget) -> None:
+async def tell_outage(restart: Callable[[], None], pools: list[MadeUpPool]) -> None:
     """Restart Redis, which forgets all, and tell what the members have of it."""
     before = sum(pool.held for pool in pools)
     await asyncio.to_thread(restart)
     began = time.perf_counter()
-    budget.calls.clear()
     known: set[int] = set()
     while len(known) < len(pools):
         known = {number for number, pool in enumerate(pools) if pool._share.stats().used and not _is_away(pool)}
@@ -131,7 +134,7 @@ def _is_away(pool: MadeUpPool) -> bool:
 
 def measure_script(url: str) -> None:
     """Call the script for one after the other of many members."""
-    budget = RedisBudget(url, "books", total=BOOKS * SHARE, ttl=60.0)
+    books = Books(url, {}, name="books", total=BOOKS * SHARE, floor=1, ttl=60.0)
     with Redis.from_url(url) as admin:
         turns = dict.fromkeys(range(BOOKS), 0)
         for call in range(CALLS + BOOKS):
@@ -140,7 +143,7 @@ def measure_script(url: str) -> None:
             member = call % BOOKS
             turns[member] += 1
             held = member % (2 * SHARE)
-            budget.sync(f"host-{member // 8}/{member}/0", Request(turns[member], held, held, held, 0.0))
+            books.sync(f"host-{member // 8}/{member}/0", Request(turns[member], held, held, held, 0.0))
         stats = admin.info("commandstats")["cmdstat_evalsha"]
         size = admin.info("memory")["used_memory_human"]
     print(f"books of {BOOKS} members: {stats['usec_per_call']:.0f} us a script, {size} of memory")

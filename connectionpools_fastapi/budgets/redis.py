@@ -1,7 +1,6 @@
 """RedisBudget: one total for the processes of all hosts, which a Redis counts; needs the extra `redis`."""
 
 import atexit
-import hashlib
 import os
 import random
 import secrets
@@ -12,7 +11,6 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 from weakref import WeakSet
@@ -24,29 +22,16 @@ from ..budget import Member
 from ..errors import PoolConfigError
 from ..stats import BudgetStats
 from ._common import check_arguments, warn_if_small
-from ._share import Request, Share
+from ._share import Share
 
 try:
     from redis import Redis
-    from redis.backoff import NoBackoff
     from redis.cluster import RedisCluster
-    from redis.exceptions import (
-        AuthenticationError,
-        MovedError,
-        NoScriptError,
-        ReadOnlyError,
-        RedisClusterException,
-        RedisError,
-        ResponseError,
-    )
-    from redis.retry import Retry
+
+    from ._books import NO_ANSWER, Books, reason
 except ImportError as _error:
     msg = "connectionpools_fastapi.budgets.redis needs redis-py: pip install 'connectionpools-fastapi[redis]'"
     raise ImportError(msg) from _error
-
-SCRIPT = Path(__file__).with_name("_sync.lua").read_text(encoding="utf-8")
-NO_ANSWER = RedisError, RedisClusterException, OSError
-DIGEST = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 # How often a member says what it needs, in seconds: when it has what it needs, and when not.
 SYNC_EVERY = 0.5
@@ -54,8 +39,6 @@ SYNC_HUNGRY_EVERY = 0.1
 # A member says so at least this often in a time-to-live.
 SYNCS_PER_TTL = 6
 SHORTEST_TTL = 1.0
-# By default, how long a call may take, in seconds, before it is tried once more; at most a third of the time-to-live.
-SOCKET_TIMEOUT = 2.0
 # How long the interpreter waits at its end for members to give their tokens back, in seconds.
 LEAVE_WITHIN = 1.0
 
@@ -110,25 +93,7 @@ class RedisBudget:
         self.total = total
         self.floor = floor
         self.ttl = ttl
-        self._is_own = isinstance(server, str)
-        self._client: Any = self._connect(server, options)
-
-    def _connect(self, server: object, options: dict[str, Any]) -> object:
-        if isinstance(server, str):
-            within = min(SOCKET_TIMEOUT, self.ttl / 3)
-            usual = {"socket_timeout": within, "socket_connect_timeout": within, "retry": Retry(NoBackoff(), 1)}
-            try:
-                return Redis.from_url(server, **{**usual, **options})
-            except ValueError:  # its text may have the address
-                msg = f'budget {self.name!r}: the address of its Redis must be a URL, as "redis://host:6379/0"'
-                raise PoolConfigError(msg) from None
-        if isinstance(server, (Redis, RedisCluster)) and not options:
-            return server
-        msg = (
-            f"budget {self.name!r}: pass the URL of a Redis, with options, or a redis.Redis or redis.RedisCluster, "
-            f"without; got {type(server).__module__}.{type(server).__qualname__}"
-        )
-        raise PoolConfigError(msg)
+        self._books = Books(server, options, name=name, total=total, floor=floor, ttl=ttl)
 
     async def join(self, member: Member) -> "RedisMembership":
         """Become a member; a pool calls this as it opens.
@@ -142,39 +107,19 @@ class RedisBudget:
         Raises:
             PoolConfigError: If Redis cannot be used, or another member has another total or `ttl`.
         """
-        membership = RedisMembership(self, member)
+        membership = RedisMembership(self, self._books, member)
         await anyio.to_thread.run_sync(membership.sync_first, limiter=anyio.CapacityLimiter(1))
         membership.start()
         return membership
-
-    def sync(self, member: str, request: Request, *, is_leaving: bool = False) -> list[Any]:
-        """Run the script for one member; returns its answer.
-
-        Raises:
-            RedisError: If Redis does not answer, or refuses.
-        """
-        # The braces keep all keys on one node of a cluster.
-        keys = [f"connectionpools:{{{self.name}}}:{part}" for part in ("books", "ends", "held", "hungry")]
-        asked = request.turn, 0 if is_leaving else request.want, request.has, request.claim
-        arguments = [member, int(is_leaving), *asked, self.total, self.floor, int(self.ttl * 1000)]
-        try:
-            answer = self._client.evalsha(DIGEST, len(keys), *keys, *arguments)
-        except NoScriptError:
-            answer = self._client.eval(SCRIPT, len(keys), *keys, *arguments)
-        return [part.decode() if isinstance(part, bytes) else part for part in answer]
-
-    def close_idle(self) -> None:
-        """Close the connections that no member uses, unless they are of the user's own client."""
-        if self._is_own:
-            self._client.connection_pool.disconnect(inuse_connections=False)
 
 
 class RedisMembership:
     """A pool's share of a RedisBudget; a thread of its own speaks with Redis."""
 
-    def __init__(self, budget: RedisBudget, member: Member) -> None:
+    def __init__(self, budget: RedisBudget, books: Books, member: Member) -> None:
         """Describe a member; `sync_first` makes it one."""
         self._budget = budget
+        self._books = books
         self._member = member
         self._name = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
         self._share = Share(budget.ttl)
@@ -261,7 +206,7 @@ class RedisMembership:
         try:
             members = self._sync()
         except NO_ANSWER as error:
-            msg = f"budget {self._budget.name!r}: {_reason(error)}"
+            msg = f"budget {self._budget.name!r}: {reason(error)}"
             raise PoolConfigError(msg) from None
         warn_if_small(self._budget.name, self._budget.total, self._budget.floor, members)
 
@@ -277,17 +222,15 @@ class RedisMembership:
                 self._sync_or_go_on()
         self._tell_soon(0, 0)
         with suppress(*NO_ANSWER):
-            self._budget.sync(self._name, self._share.ask(time.monotonic()), is_leaving=True)
-        self._budget.close_idle()
+            self._books.sync(self._name, self._share.ask(time.monotonic()), is_leaving=True)
+        self._books.close_idle()
 
     def _sync_or_go_on(self) -> None:
         try:
             self._sync()
         except NO_ANSWER as error:
             granted = self._share.granted
-            self._note(
-                f"the budget {self._budget.name!r} does not grow: {_reason(error)}; this pool keeps to {granted}"
-            )
+            self._note(f"the budget {self._budget.name!r} does not grow: {reason(error)}; this pool keeps to {granted}")
         except PoolConfigError as error:
             self._note(str(error))
 
@@ -305,7 +248,7 @@ class RedisMembership:
         with self._lock:
             request = self._share.ask(time.monotonic())
         try:
-            answer = self._budget.sync(self._name, request)
+            answer = self._books.sync(self._name, request)
         except NO_ANSWER:
             with self._lock:
                 self._share.fail(request)
@@ -349,21 +292,6 @@ class RedisMembership:
 def _process(member: str) -> str:
     host, process, _ = member.rsplit("/", 2)
     return f"process {process} on {host}"
-
-
-def _reason(error: Exception) -> str:
-    """Say what is wrong with Redis, without its address."""
-    if isinstance(error, AuthenticationError):
-        return "its Redis refuses the user or the password"
-    if isinstance(error, MovedError):
-        return "its Redis is a cluster; pass a redis.RedisCluster"
-    if isinstance(error, ReadOnlyError) or "-READONLY " in str(error):
-        return "its Redis is a replica; pass the primary, such as Sentinel(...).master_for(...)"
-    if isinstance(error, ResponseError) and "unknown command" in str(error).lower():
-        return "its server does not run scripts; for a Sentinel, pass Sentinel(...).master_for(...)"
-    if isinstance(error, ResponseError):
-        return f"its Redis refuses the script: {error}"
-    return f"its Redis does not answer ({type(error).__name__})"
 
 
 @atexit.register

@@ -17,8 +17,8 @@ from hypothesis.stateful import (
 )
 from redis import Redis
 
+from connectionpools_fastapi.budgets._books import SCRIPT
 from connectionpools_fastapi.budgets._share import Request, Share
-from connectionpools_fastapi.budgets.redis import SCRIPT
 
 TTL = 9.0
 TOTAL = 5
