@@ -38,6 +38,9 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
 COUNT = "SELECT application_name, count(*) FROM pg_stat_activity WHERE application_name LIKE 'worker%' GROUP BY 1"
 
 
+MADE = "SELECT sessions FROM pg_stat_database WHERE datname = current_database()"
+
+
 @dataclass
 class Seen:
     """What a run has seen; the counts of requests by outcome."""
@@ -47,6 +50,7 @@ class Seen:
     most: int = 0  # connections of workers that run
     most_beside: int = 0  # with those of killed workers, and of those that were stopped for a time-to-live
     samples: int = 0
+    made: int = 0  # connections
     faults: Counter[str] = field(default_factory=Counter)
 
 
@@ -183,6 +187,7 @@ class Run:
 
     async def _sample(self) -> None:
         server = await asyncpg.connect(self._database)
+        made = await server.fetchval(MADE)
         while not self._is_over.is_set():
             found = dict(await server.fetch(COUNT))
             now = time.monotonic()
@@ -196,6 +201,7 @@ class Run:
             seen.most = max(seen.most, sum(count for name, count in found.items() if name in running))
             seen.most_beside = max(seen.most_beside, sum(found.values()))
             await asyncio.sleep(SAMPLE_EVERY)
+        self.seen.made = await server.fetchval(MADE) - made
         await server.close()
 
 
@@ -288,7 +294,8 @@ def tell(engine: str, count: int, seen: Seen, said: argparse.Namespace, seconds:
     print(f"{engine}, {count} workers, {seconds:g} s at {said.rate:g} requests a second, seed {said.seed}:")
     print(f"  {dict(seen.faults)}; requests: {dict(seen.requests)}")
     print(f"  {len(ordered) / seconds:.1f} served a second, p50 {middle * 1000:.0f} ms, p99 {late * 1000:.0f} ms")
-    print(f"  most connections: {seen.most}, {seen.most_beside} with those apart; {seen.samples} samples", flush=True)
+    most = f"{seen.most}, {seen.most_beside} with those apart"
+    print(f"  most connections: {most}; {seen.made} made; {seen.samples} samples", flush=True)
 
 
 @contextmanager

@@ -34,6 +34,9 @@ from .terms import NORMAL
 from .wait_queue import WaitQueue
 from .waiter import Waiter
 
+# For how long a resource is free before other members of the budget may have it while the pool is not above its level.
+UNUSED_AFTER = 0.2
+
 
 class PoolState(Generic[T]):
     """Decides which caller gets which resource, and which are created, checked, changed and cleaned."""
@@ -562,13 +565,15 @@ class PoolState(Generic[T]):
         """Give up to `count` resources up, since other members of the budget need their tokens.
 
         Each is one that is unused, beyond `min_free` and `floor`; or, while the pool keeps more than `level`, any
-        one: the next that comes back.
+        one: the next that comes back. One that was used a moment ago is not unused: the pool would want it back.
         """
         inventory, retirement = self.inventory, self.retirement
         existing = inventory.in_being() - len(inventory.cleaning)
+        unused = sum(now - slot.since >= UNUSED_AFTER for slot in inventory.list_free())
+        spare = 0 if self.queue else min(unused, len(inventory.free) - inventory.min_free)
         for _ in range(count):
             keeps = existing - retirement.owed
-            is_unused = not self.queue and len(inventory.free) - retirement.owed > inventory.min_free and keeps > floor
+            is_unused = spare > retirement.owed and keeps > floor
             if not is_unused and (level is None or keeps <= level):
                 break
             retirement.owed += 1

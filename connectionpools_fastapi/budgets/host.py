@@ -27,14 +27,20 @@ except ImportError as _error:
 # While a member needs a token it looks for one this often, and asks others after each ASK_EVERY looks; in seconds.
 LOOK_EVERY = 0.02
 ASK_EVERY = 3
+# Its first questions are for unused resources only: a queue of a moment is not worth one that is used.
+BUSY_AFTER = 4
 # After so many questions it asks the next larger member: this one may be stopped, or its leases long.
 PATIENCE = 5
+# A member that has not looked for so long, in seconds, begins anew with its questions.
+FORGET_AFTER = 0.5
+# For so long, in seconds, a member that was asked by one with less takes no token: it would take what it gives.
+YIELD_FOR = 0.2
 # How long joining may take, in seconds: another process that joins does so in microseconds, unless it is stopped.
 JOIN_WITHIN = 2.0
 
 LONGEST_ADDRESS = 107
-# What a member sends: how many tokens it holds, or a negative number to ask for an unused one only.
-QUESTION = struct.Struct("=i")
+# What a member sends: how many tokens it holds, or UNUSED_ONLY, and how many it needs.
+QUESTION = struct.Struct("=ii")
 UNUSED_ONLY = -1
 
 
@@ -120,7 +126,10 @@ class HostMembership:
         self._file = file
         self._member = member
         self._addresses = f"{directory}/{budget.name}."  # a member's number completes its address
-        self._looks = 0  # since the last token, also over calls that were cancelled
+        self._looks = 0  # since tokens are needed, also over calls that were cancelled
+        self._looked_at = 0.0
+        self._waiting = 0  # tasks that need a token
+        self._yields_until = 0.0
         self._turn = anyio.Lock()  # one task looks for tokens, and the others wait for their turn
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._questions: UNIXDatagramSocket
@@ -133,8 +142,10 @@ class HostMembership:
     async def _answer(self) -> None:
         try:
             async for question, _ in self._questions:
-                (held,) = QUESTION.unpack(question)
-                self._member.give_way(None if held == UNUSED_ONLY else max(held + 1, self._budget.floor))
+                held, count = QUESTION.unpack(question)
+                if held != UNUSED_ONLY and len(self._file.held) > held + 1:
+                    self._yields_until = anyio.current_time() + YIELD_FOR
+                self._member.give_way(None if held == UNUSED_ONLY else max(held + 1, self._budget.floor), count)
         except anyio.ClosedResourceError:  # by `leave`
             pass
         except BaseException:  # the loop has ended without the pool
@@ -143,13 +154,24 @@ class HostMembership:
 
     async def take(self) -> None:
         """Take a token, and wait for one for as long as it takes; see `Membership`."""
+        self._waiting += 1
+        try:
+            await self._look()
+        finally:
+            self._waiting -= 1
+
+    async def _look(self) -> None:
         async with self._turn:
-            while not self._file.take():
+            while anyio.current_time() < self._yields_until or not self._file.take():
+                now = anyio.current_time()
+                if now > self._looked_at + FORGET_AFTER:
+                    self._looks = 0
+                self._looked_at = now
                 if self._looks % ASK_EVERY == 0:
                     self._ask_others(self._looks // ASK_EVERY)
                 self._looks += 1
                 await anyio.sleep(LOOK_EVERY)
-            self._looks = 0
+            self._looks = min(self._looks, BUSY_AFTER * ASK_EVERY)
 
     def give_back(self) -> None:
         """Give a token back that was taken. From any thread."""
@@ -183,19 +205,22 @@ class HostMembership:
         )
 
     def _ask_others(self, question: int) -> None:
-        """Ask all others for an unused resource, and the one with the most tokens for the next that it gets back."""
+        """Ask all others for an unused resource, and one that has more for half of that, even if it is in use."""
         own = self._file.number
         counts = self._file.counts()
         richer = [number for number, held in counts.most_common() if number != own and held > counts[own] + 1]
-        asked = richer[question // PATIENCE % len(richer)] if richer else None
+        turn = (question - BUSY_AFTER) // PATIENCE
+        asked = richer[turn % len(richer)] if richer and turn >= 0 else None
         for number, held in counts.items():
-            if number != own and held > self._budget.floor:
-                self._send(number, counts[own] if number == asked else UNUSED_ONLY)
+            if number == asked:
+                self._send(number, counts[own], min(self._waiting, (held - counts[own]) // 2))
+            elif number != own and held > self._budget.floor:
+                self._send(number, UNUSED_ONLY, 1)
 
-    def _send(self, number: int, question: int) -> None:
+    def _send(self, number: int, *question: int) -> None:
         # A member that has just ended hears nothing; one with many questions to answer needs no further one.
         with suppress(OSError):
-            self._sender.sendto(QUESTION.pack(question), self._address(number))
+            self._sender.sendto(QUESTION.pack(*question), self._address(number))
 
     def _address(self, number: int | None = None) -> str:
         return self._addresses + str(self._file.number if number is None else number)

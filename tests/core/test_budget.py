@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from connectionpools_fastapi import PoolTimeout
 from connectionpools_fastapi._core.slot import Creation
+from connectionpools_fastapi._core.state import UNUSED_AFTER
 from tests.state_harness import StateHarness, harness
 
 
@@ -25,6 +26,7 @@ def member(**options: Any) -> StateHarness:
 
 def give_way(core: StateHarness, level: int | None = None, floor: int = 1, count: int = 1) -> int:
     """Ask for tokens; returns how many resources are being given up at once."""
+    core.advance(UNUSED_AFTER)
     before = core.count("clean")
     core.do(core.state.give_way, level, count, floor)
     return core.count("clean") - before
@@ -45,6 +47,15 @@ def test_give_way_discards_the_coldest_unused_one() -> None:
     assert core.cleaned() is coldest
     assert core.free() == others
     assert core.discards() == {"budget": 1}
+
+
+def test_give_way_keeps_what_was_used_a_moment_ago() -> None:
+    core = member(limit=2)
+    core.have_free(2)
+    core.do(core.state.give_way, None, 2, 1)
+    assert core.count("clean") == 0
+    core.do(core.state.give_way, 1, 2, 1)  # unless it is above the level
+    assert core.count("clean") == 1
 
 
 def test_give_way_keeps_the_floor() -> None:
