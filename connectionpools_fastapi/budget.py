@@ -25,9 +25,9 @@ class Member(Protocol):
     def give_way(self, level: int | None, count: int = 1) -> None:
         """Ask the pool to give tokens back, since another member needs them. From any thread.
 
-        For each, the pool cleans the resource that was unused for the longest time, beyond `min_free` and the
-        budget's floor. If there is none, it cleans the next one that is returned, provided that it holds more than
-        `level` tokens.
+        For each, the pool cleans the resource that was unused for the longest time, at least 0.2 s, beyond `min_free`
+        and the budget's floor. If there is none, it cleans the next one that is returned, provided that it holds more
+        than `level` tokens.
 
         Args:
             level: How many tokens the pool may hold in any case; None to ask for unused resources only.
