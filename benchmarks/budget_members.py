@@ -86,7 +86,7 @@ async def live_together(url: str, members: int, seconds: float, *, is_idle: bool
     calls = MeasuredBooks(budget._books)
     budget._books = calls  # type: ignore[assignment] # it does the same
     with Redis.from_url(url) as admin:
-        keys = dict.fromkeys(("used", "seen", "grace", "hungry", "lacking"), 0)
+        keys: dict[Any, Any] = {"used": 0, "seen": 0, "grace": 0, "hungry": 0, "lacking": 0}
         admin.hset(f"connectionpools:{{{name}}}:books", mapping=keys)
         async with asyncio.TaskGroup() as tasks:
             pools = [MadeUpPool(budget, tasks) for _ in range(members)]

@@ -187,7 +187,7 @@ class Leasable:
     COPY. There an ended lease raises.
     """
 
-    new_lock: ClassVar[Callable[[], Any]]  # of asyncio or of threads
+    new_lock: ClassVar[Any]  # makes one, of asyncio or of threads
     loan: Loan | None = None  # of a lease's object
     lent: Self | None = None  # of the pool's connection: the object of the current lease
     leases: Leases

@@ -10,8 +10,10 @@ from connectionpools_fastapi import Loan
 
 from ._mysql import IN_TRANSACTION
 
+_Connection: Any = pymysql.connections.Connection
 
-class Connection(pymysql.connections.Connection):  # type: ignore[misc] # untyped
+
+class Connection(_Connection):  # type: ignore[misc] # untyped
     """A connection of the pool, or the object of one lease: the same socket, and its own state."""
 
     loan: Loan | None = None  # of a lease's object
