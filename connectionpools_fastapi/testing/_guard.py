@@ -49,6 +49,12 @@ TEXTS: dict[Kind, tuple[str, str]] = {
         "call first, or read in a block, `async with pool.lease()`, and call after that",
     ),
 }
+# The methods by which packages send HTTP requests.
+CLIENTS = {
+    "aiohttp": [("ClientSession", "_request")],
+    "httpx": [("AsyncClient", "send"), ("Client", "send")],
+    "requests": [("Session", "send")],
+}
 LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -124,7 +130,7 @@ class guard:  # noqa: N801 - a context manager that reads as a function, like `s
     - "lost": a lease was dropped, or its task has ended, without giving it back.
     - "late": a resource is used after its lease, where the manager notices it.
     - "second": a request takes a second lease of one pool.
-    - "outbound": a request makes a call by httpx while it holds a lease.
+    - "outbound": a request makes a call by httpx, aiohttp or requests while it holds a lease.
 
     Attributes:
         findings: What was found and is not allowed, each once.
@@ -173,10 +179,9 @@ class guard:  # noqa: N801 - a context manager that reads as a function, like `s
         self._patch(Exchange, "close", self._around_close)
         self._patch(Loan, "check", self._around_check)
         self._patch(Engine, "_note_failure", self._around_failure)
-        httpx = sys.modules.get("httpx")
-        if httpx is not None:
-            self._patch(httpx.AsyncClient, "send", self._around_call)
-            self._patch(httpx.Client, "send", self._around_call)
+        for package in CLIENTS.keys() & sys.modules.keys():
+            for kind, name in CLIENTS[package]:
+                self._patch(getattr(sys.modules[package], kind), name, self._around_call)
         return self
 
     def __exit__(

@@ -6,14 +6,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
+import aiohttp
 import httpx
 import pytest
+import requests
 from fastapi import BackgroundTasks, FastAPI
 from fastapi.responses import StreamingResponse
 
+from benchmarks.faults.proxy import LOOPBACK
 from connectionpools_fastapi import ConnectionPool, Leased, NotLeased, PoolConfigError, install_pools
 from connectionpools_fastapi.adapters.aiosqlite import AiosqliteManager
 from connectionpools_fastapi.testing import GuardError, guard, started
+from tests.wheel_servers import free_port
 
 pytestmark = pytest.mark.anyio
 HERE = Path(__file__).name
@@ -117,6 +121,28 @@ async def test_finding_names_route_and_place(kind: Any, tmp_path: Path) -> None:
     with pytest.raises(GuardError, match=expected) as caught:
         await ask(app, f"/{kind}")
     assert str(caught.value).count("\n") == 0
+
+
+async def by_aiohttp(url: str) -> None:
+    async with aiohttp.ClientSession() as session, session.get(url):
+        pass
+
+
+async def by_requests(url: str) -> None:
+    await asyncio.to_thread(requests.get, url, timeout=1)
+
+
+@pytest.mark.parametrize("call", [by_aiohttp, by_requests])
+async def test_call_by_each_client_is_found(call: Any, tmp_path: Path) -> None:
+    app = application(tmp_path)
+
+    @app.get("/call")
+    async def endpoint(_: Annotated[Any, Leased("db")]) -> None:
+        with pytest.raises((aiohttp.ClientError, requests.ConnectionError)):
+            await call(f"http://{LOOPBACK}:{free_port()}/")
+
+    with pytest.raises(GuardError, match="GET /call makes an HTTP call while it holds a lease"):
+        await ask(app, "/call")
 
 
 async def test_lost_lease_is_found(tmp_path: Path) -> None:
