@@ -90,7 +90,7 @@ def started_app(request: pytest.FixtureRequest) -> Iterator[Any]:
 def pool_sandbox(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Put the pools of the started application into sandboxes until the test ends; yield them by their names.
 
-    The mark `pool_sandbox("db")` names the pools; without it these are all whose managers have transactions.
+    The mark `pool_sandbox("db")` names the pools; without it these are all whose managers have a sandbox.
     """
     request.getfixturevalue("started_app")
     yield from _provide(request, "pool_sandbox")

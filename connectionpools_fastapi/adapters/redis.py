@@ -237,6 +237,23 @@ class RedisManager(ResourceManager[Redis]):
         """
         return refuse_prepare(resets_session=self._reset == "session")
 
+    def sandbox(self, resource: Redis) -> ResourceManager[Redis]:
+        """Make the manager of a sandbox, for `connectionpools_fastapi.testing.sandbox`.
+
+        Leases use an empty database of the server, which is emptied at the end. Redis undoes nothing, so a lease that
+        fails leaves what it has written until then. What a server has once for all databases, such as channels,
+        scripts, its configuration and FLUSHALL, is not kept apart, nor is a lease that sends SELECT.
+
+        Args:
+            resource: The client.
+
+        Returns:
+            Its hooks.
+        """
+        from ._redis_sandbox import RedisSandbox  # noqa: PLC0415 - only tests need it
+
+        return RedisSandbox(self, resource)
+
     async def clean(self, resource: Redis) -> None:
         """Close the connection for good, within a second, even if an object still uses it.
 

@@ -65,7 +65,7 @@ def _pools(app: Starlette, names: tuple[str, ...]) -> dict[str, ConnectionPool[A
         names = tuple(name for name, pool in pools.items() if isinstance(pool.manager, SandboxManager))
     if not names:
         raise PoolConfigError(
-            "pool_sandbox: no pool of the application has a manager with transactions; "
+            "pool_sandbox: no pool of the application has a manager with a sandbox; "
             "use override_leased, or leave this fixture out"
         )
     return {name: pools[name] for name in names}

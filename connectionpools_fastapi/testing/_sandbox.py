@@ -43,8 +43,9 @@ class SandboxManager(Protocol[T]):
         - `lend` makes what a lease gets: its commits and rollbacks stay within the transaction.
         - `change` undoes what a lease has not committed.
         - `prepared` and `refuse_prepare`, if it has them, are for `Leased(prepare=...)`.
+        - `end`, if it has it, undoes all that the sandbox has done.
 
-        At the end the pool's own `change` or `clean` rolls the transaction back.
+        Then the pool's own `change` or `clean` rolls the transaction back.
 
         Args:
             resource: One of the pool's resources, which no other caller uses.
@@ -198,11 +199,14 @@ class _Swapped(Generic[T]):
             return
         self._has_ended = True
         engine: Engine[T] = self.own[0]
+        is_undone = False
         try:
             async with anyio.create_task_group() as tasks:  # a task that holds a lease must not close its pool
                 tasks.start_soon(self.inner.close)
+            await self._hooks.end()
+            is_undone = True
         finally:
-            if self._give_back(engine.give_back):
+            if self._give_back(engine.give_back, is_undone=is_undone):
                 await engine.wait_changed(self._slot, self._lease)
 
     def end_sync(self) -> None:
@@ -214,16 +218,20 @@ class _Swapped(Generic[T]):
             run_in_loop_of(engine, self.end)
             return
         self._has_ended = True
+        is_undone = False
         try:
             run_in_loop_of(engine, self.inner.close)
+            run_in_loop_of(engine, self._hooks.end)
+            is_undone = True
         finally:
-            self._give_back(partial(engine.give_back_sync, lease=self._lease, give_back=engine.give_back))
+            give_back = partial(engine.give_back_sync, lease=self._lease, give_back=engine.give_back)
+            self._give_back(give_back, is_undone=is_undone)
 
-    def _give_back(self, give_back: Callable[[Slot[T]], bool | None]) -> bool | None:
+    def _give_back(self, give_back: Callable[[Slot[T]], bool | None], *, is_undone: bool) -> bool | None:
         # Held leases would go on with a connection that is not theirs.
         self._outlasting = [holder.name for holder in self.inner.holders()]
         self._pool._engine, self._pool._life = self.own
-        if self._outlasting:
+        if self._outlasting or not is_undone:
             self.own[0].discard(self._slot)
             return False
         return give_back(self._slot)
@@ -319,6 +327,13 @@ class _OfSandbox(ResourceManager[Any]):
 
     def refuse_prepare(self) -> str | None:
         return self._manager.refuse_prepare()
+
+    async def end(self) -> None:
+        """End the sandbox, where rolling back is not enough."""
+        await _awaited(getattr(self._manager, "end", _nothing)())
+
+
+def _nothing() -> None: ...
 
 
 class _AsyncOfSandbox(_OfSandbox):

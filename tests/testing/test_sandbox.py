@@ -28,7 +28,7 @@ from connectionpools_fastapi import (
 )
 from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
 from connectionpools_fastapi.adapters.psycopg import PsycopgManager
-from connectionpools_fastapi.adapters.redis import RedisManager
+from connectionpools_fastapi.adapters.smtp import SmtpManager
 from connectionpools_fastapi.adapters.sqlalchemy import LeasedSession, SqlalchemyManager
 from connectionpools_fastapi.adapters.sqlite import SqliteManager
 from connectionpools_fastapi.testing import sandbox, started
@@ -306,7 +306,7 @@ async def test_closing_pool_ends_sandbox(database: Database) -> None:
 
 @pytest.mark.parametrize(
     "pool",
-    [things(), ConnectionPool(RedisManager("redis://localhost"), name="db")],
+    [things(), ConnectionPool(SmtpManager("smtp://localhost"), name="db")],
     ids=["hooks", "no transactions"],
 )
 def test_pool_without_transactions_is_refused(pool: ConnectionPool[Any]) -> None:
