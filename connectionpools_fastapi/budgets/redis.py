@@ -36,6 +36,9 @@ except ImportError as _error:
 # How often a member says what it needs, in seconds: when it has what it needs, and when not.
 SYNC_EVERY = 0.5
 SYNC_HUNGRY_EVERY = 0.1
+# While all tokens are used, another member may need what this one does not: each asks as often as a hungry one, as long
+# as all members together send at most so many calls a second.
+MOST_SYNCS = 2000
 # A member says so at least this often in a time-to-live.
 SYNCS_PER_TTL = 6
 SHORTEST_TTL = 1.0
@@ -128,15 +131,18 @@ class RedisMembership:
         self._lock = threading.RLock()
         self._wake: SimpleQueue[None] = SimpleQueue()
         self._stats = BudgetStats(name=budget.name, total=budget.total, used=0, held=0, members={})
+        self._sync_every = SYNC_EVERY
         self._has_left = False
         self._thread = threading.Thread(target=self._run, name=f"budget {budget.name}", daemon=True)
         self._news: anyio.Event  # of the pool's loop
+        self._loop_thread: int
 
     # --- in the pool's loop -------------------------------------------------------------------
 
     def start(self) -> None:
         """Speak with Redis from now on."""
         self._news = anyio.Event()
+        self._loop_thread = threading.get_ident()
         self._member.spawn(self._stay)
         self._thread.start()
         _MEMBERS.add(self)
@@ -184,7 +190,10 @@ class RedisMembership:
 
     def leave(self) -> None:
         """Give everything back, and end. From any thread."""
-        self._has_left = True
+        with self._lock:
+            self._has_left = True
+        if threading.get_ident() == self._loop_thread:
+            self._news.set()
         self._wake.put(None)
 
     def wait_left(self, seconds: float) -> None:
@@ -211,17 +220,16 @@ class RedisMembership:
         warn_if_small(self._budget.name, self._budget.total, self._budget.floor, members)
 
     def _run(self) -> None:
-        every = min(SYNC_EVERY, self._budget.ttl / SYNCS_PER_TTL)
         while not self._has_left:
-            longest = min(every, SYNC_HUNGRY_EVERY) if self._share.is_hungry() else every
+            longest = SYNC_HUNGRY_EVERY if self._share.is_hungry() else self._sync_every
+            longest = min(longest, self._budget.ttl / SYNCS_PER_TTL)
             with suppress(Empty):
                 self._wake.get(timeout=longest * random.uniform(0.8, 1.0))  # noqa: S311 - members fall out of step
             while not self._wake.empty():
                 self._wake.get()
             if not self._has_left:
                 self._sync_or_go_on()
-        self._tell_soon(0, 0)
-        with suppress(*NO_ANSWER):
+        with suppress(Exception):  # a client of the application may be closed by now, also in the midst of this
             self._books.sync(self._name, self._share.ask(time.monotonic()), is_leaving=True)
         self._books.close_idle()
 
@@ -262,10 +270,6 @@ class RedisMembership:
         granted, asked, level, used, count, grace, *named = answer[1:]
         with self._lock:
             surplus = self._share.grant(request, granted)
-        if surplus:
-            self._tell_soon(granted, surplus)
-        elif asked or self._share.waiting:
-            self._tell_soon(level, asked)
         members: Counter[str] = Counter()
         for name, held in zip(named[::2], map(int, named[1::2]), strict=True):
             members[_process(name)] += held
@@ -274,11 +278,19 @@ class RedisMembership:
         waits = f"does not grow for {grace / 1000:.0f} s: its Redis was away, or is new to it"
         trouble = f"the budget {self._budget.name!r} {waits}" if grace else None
         self._note(trouble, used=used, members=dict(members))
+        is_full = used >= self._budget.total
+        self._sync_every = min(SYNC_EVERY, max(SYNC_HUNGRY_EVERY, count / MOST_SYNCS)) if is_full else SYNC_EVERY
+        if surplus:
+            self._tell_soon(granted, surplus)
+        elif asked or self._share.waiting:
+            self._tell_soon(level, asked)
         return int(count)
 
     def _tell_soon(self, level: int, count: int) -> None:
-        with suppress(RuntimeError):  # the loop has ended without the pool
-            self._member.spawn(partial(self._tell, level, count))
+        # The pool leaves before its loop ends: under the lock, no task begins after that, which would never run.
+        with self._lock, suppress(RuntimeError):  # the loop has ended without the pool
+            if not self._has_left:
+                self._member.spawn(partial(self._tell, level, count))
 
     def _disagreement(self, total: str, ttl: str, other: str) -> PoolConfigError:
         budget = self._budget
