@@ -82,7 +82,7 @@ class MadeUpPool:
 async def live_together(url: str, members: int, seconds: float, *, is_idle: bool, restart: Callable[[], None]) -> None:
     kind = "idle" if is_idle else "busy"
     name = f"members-{kind}"
-    budget = RedisBudget(url, name, total=members * SHARE, ttl=10.0)
+    budget = RedisBudget(url, name, total=members * SHARE, ttl=10.0, max_connections=members)
     calls = MeasuredBooks(budget._books)
     budget._books = calls  # type: ignore[assignment] # it does the same
     with Redis.from_url(url) as admin:
