@@ -130,12 +130,11 @@ def test_threads_share_sandbox(tmp_path: Path) -> None:
             assert conn.execute(COUNT).fetchone() == (0,)
 
 
-class Hero(SQLModel, table=True):
-    id: int | None = Field(default=None, primary_key=True)
-    name: str = Field(unique=True)
-
-
 async def test_session_of_sqlmodel_commits_within_sandbox(tmp_path: Path) -> None:
+    class Hero(SQLModel, table=True):  # here, since other tests clear what SQLModel knows
+        id: int | None = Field(default=None, primary_key=True)
+        name: str = Field(unique=True)
+
     db = ConnectionPool(SqlalchemyManager(f"sqlite+aiosqlite:///{tmp_path / 'app.db'}"), limit=2, name="db")
     app = FastAPI()
     install_pools(app, db)
