@@ -16,6 +16,7 @@ from .._monitoring.multiprocess import MultiprocessFiles
 from .._monitoring.picture import own_part
 from .._monitoring.workers import ALIVE_WITHIN, Workers
 from .._runtime.current import current_loop
+from .._runtime.holders import facts_of
 from .._runtime.loop import Loop
 from ..errors import PoolConfigError
 from ..pool import ConnectionPool
@@ -274,16 +275,7 @@ def _own_leases(pools: list[Observable]) -> list[dict[str, Any]]:
     """Return the leases of this process, the longest first."""
     found = [(pool.name, holder) for pool in pools for holder in pool.holders() or ()]
     return [
-        {
-            "pool": pool,
-            "holder": holder.name,
-            "age": holder.age,
-            "wait": holder.wait,
-            "uses": holder.uses,
-            "responding": holder.responding,
-            "trace": holder.trace,
-            "worker": None,  # a process that is alone
-        }
+        {"pool": pool, **facts_of(holder), "worker": None}  # as of a process that is alone
         for pool, holder in sorted(found, key=lambda each: -each[1].age)
     ]
 

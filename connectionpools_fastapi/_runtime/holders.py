@@ -34,6 +34,18 @@ def describe_held(held: LeaseSnapshot) -> str:
     return f"{holder_name(held.holder, held.lease)} has held a resource for {describe_age(held)}"
 
 
+def facts_of(holder: Holder) -> dict[str, object]:
+    """Return what a structured log and /pool/leases tell of a lease."""
+    return {
+        "holder": holder.name,
+        "age": holder.age,
+        "wait": holder.wait,
+        "uses": holder.uses,
+        "responding": holder.responding,
+        "trace": holder.trace,
+    }
+
+
 def describe_age(held: LeaseSnapshot | Holder) -> str:
     """Say for how long a lease goes on, and how much of that its response has taken."""
     streamed = "" if held.responding is None else f" ({held.responding:.3g} s of them since its response began)"

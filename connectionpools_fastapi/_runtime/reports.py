@@ -10,7 +10,7 @@ from .._core.held_leases import LeaseSnapshot
 from .._core.overload import OverloadSnapshot
 from .._core.slot import NEVER
 from ..stats import PoolStats
-from .holders import describe_held, holder_name, named, remedy
+from .holders import describe_held, facts_of, holder_name, named, remedy
 from .log import facts, logger
 
 # A line about an overload names this many holders, and one about a close this many.
@@ -98,16 +98,7 @@ def acquired_at(held: LeaseSnapshot) -> str:
 
 
 def _facts_of(held: LeaseSnapshot) -> dict[str, object]:
-    """Return what a structured log tells of a lease: as /pool/leases does."""
-    holder = named(held)
-    return {
-        "holder": holder.name,
-        "age": holder.age,
-        "wait": holder.wait,
-        "uses": holder.uses,
-        "responding": holder.responding,
-        "trace": holder.trace,
-    }
+    return facts_of(named(held))
 
 
 def _facts_of_overload(overload: OverloadSnapshot) -> dict[str, object]:
