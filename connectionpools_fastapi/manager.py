@@ -1,7 +1,7 @@
 """ResourceManager: the hooks of a pool as one object."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Generic
 
 from ._core.slot import T, Verdict
@@ -131,3 +131,15 @@ def hooks_of(manager: ResourceManager[T]) -> dict[str, Any]:
         else None
         for name in (*EXAMPLES, *FOR_PREPARE)
     }
+
+
+def telling(manager: Any) -> Callable[[Any], Any]:
+    """Return a manager's `change_and_tell`, for the guard of tests; else its `change`, which returns nothing.
+
+    `change_and_tell` does what `change` does, and returns the names of what it had to undo that outlasts a transaction.
+    """
+    # Not that of a base class, if the manager overrides only `change`.
+    names = ("change_and_tell", "change")
+    name = next((name for kind in type(manager).__mro__ for name in names if name in vars(kind)), "change")
+    tell: Callable[[Any], Any] = getattr(manager, name)
+    return tell

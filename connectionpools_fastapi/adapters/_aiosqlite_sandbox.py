@@ -2,6 +2,7 @@
 
 # ruff: noqa: SLF001 - stands for a connection of aiosqlite, with its private members
 
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from connectionpools_fastapi import Loan
 from connectionpools_fastapi.errors import PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
+from ._sqlite_lent import Session
 from ._sqlite_sandbox import SandboxLent, begin, end_lease, resume
 
 
@@ -30,9 +32,16 @@ def _in_sandbox(kind: Any) -> Any:
 class AiosqliteSandbox(ResourceManager[aiosqlite.Connection]):
     """The hooks of one sandbox."""
 
-    def __init__(self, manager: ResourceManager[aiosqlite.Connection], connection: Any) -> None:
+    def __init__(
+        self,
+        manager: ResourceManager[aiosqlite.Connection],
+        connection: Any,
+        changes_of: Callable[[Session], frozenset[str]],
+    ) -> None:
         self._manager = manager
         self._connection = connection
+        self._changes_of = changes_of
+        self._told: frozenset[str] = frozenset()
         self._has_begun = False
         self._lent: SandboxLent | None = None
 
@@ -56,10 +65,17 @@ class AiosqliteSandbox(ResourceManager[aiosqlite.Connection]):
 
     async def change(self, resource: aiosqlite.Connection) -> None:
         connection: Any = resource
-        connection.loan = None
+        loan, connection.loan = connection.loan, None
         if connection.is_busy and not await connection.settle():
             raise own(PoolError("a statement of the lease still runs, and cannot be interrupted"))
-        await connection.on_session(partial(end_lease, lent=self._lent))
+        is_loss = await connection.on_session(partial(end_lease, lent=self._lent))
+        if is_loss and loan is not None and not loan.has_failed:
+            loan.warn(connection.lost)
+
+    async def change_and_tell(self, resource: aiosqlite.Connection) -> list[str]:
+        await self.change(resource)
+        before, self._told = self._told, self._changes_of(self._connection.session)
+        return sorted(self._told - before)
 
     def refuse_prepare(self) -> str | None:
         return self._manager.refuse_prepare()

@@ -14,8 +14,14 @@ from asyncpg.protocol.protocol import BaseProtocol  # type: ignore[import-untype
 from connectionpools_fastapi import Loan
 from connectionpools_fastapi.errors import NotLeased
 
+from ._postgres import SESSION_STATE
+
 CANCEL_WITHIN = 2.0  # seconds
 ROLLBACK = "ROLLBACK;"  # as asyncpg writes it
+LEFT_OPEN = (
+    "a transaction is left open; it is rolled back, and what it has written is lost. Write `async with "
+    "conn.transaction():`, which commits, or commit it before the lease ends"
+)
 
 
 class ReleasedError(asyncpg.InterfaceError, NotLeased):  # type: ignore[misc] # untyped
@@ -167,10 +173,10 @@ class Lent(_NotesCodecs):
         loan: Loan = self._protocol.loan
         return loan
 
-    def warn_if_forgotten(self, text: str) -> None:
+    def warn_if_forgotten(self) -> None:
         """Log that the open transaction was forgotten, unless `async with` or an error accounts for it."""
         if not (self._loan.has_failed or (self._top_xact is not None and self._top_xact._managed)):
-            self._loan.warn(text)
+            self._loan.warn(LEFT_OPEN)
 
     @property
     def _checked(self) -> Any:
@@ -338,3 +344,20 @@ def leasable(kind: type[asyncpg.Connection]) -> type[Leasable]:
     """Derive a kind of connection that can be lent and reset."""
     lent_kind = type(kind.__name__, (Lent, kind), {})
     return type(kind.__name__, (Leasable, kind), {"lent_kind": lent_kind})
+
+
+async def state_of(connection: Any) -> dict[str, str]:
+    """Return what the session of a connection has that outlasts a transaction."""
+    lines = (await answer_of(connection, SESSION_STATE)).splitlines()
+    return dict(line.split("\t", 1) for line in lines)
+
+
+async def answer_of(connection: Any, query: str) -> str:
+    """Send a query by COPY, since others need a prepared statement; return a line for each row."""
+    told: list[bytes] = []
+
+    async def sink(data: bytes) -> None:
+        told.append(data)
+
+    await connection._protocol.copy_out(f"COPY ({query}) TO STDOUT", sink, None)
+    return b"".join(told).decode()

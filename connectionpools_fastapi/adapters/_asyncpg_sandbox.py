@@ -10,15 +10,17 @@ from connectionpools_fastapi import Loan
 from connectionpools_fastapi.errors import PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
-from ._asyncpg_connection import Wire
-from ._postgres import BEGIN_SANDBOX, COMMIT_IN_SANDBOX
+from ._asyncpg_connection import Wire, state_of
+from ._postgres import BEGIN_SANDBOX, COMMIT_IN_SANDBOX, LEAVES_STATE
 from ._savepoints import KEEP, UNDO, control_of, lost, refusal
+from ._session_state import undone
 
 
 class SandboxWire(Wire):
     """Maps the transactions of a lease to the savepoint; outside of one, each statement is committed by itself."""
 
     has_begun = False
+    leaves_state = False
 
     def is_in_transaction(self) -> bool:
         if self.loan.is_over:
@@ -28,6 +30,7 @@ class SandboxWire(Wire):
     async def query(self, query: str, timeout: Any) -> Any:
         control = control_of(query)
         if control is None:
+            self.look_at(query)
             return await self._alone(super().query(query, timeout))  # type: ignore[misc] # of the base, which makes it in a loop
         if self.loan.is_over:
             self.refuse()
@@ -40,6 +43,7 @@ class SandboxWire(Wire):
 
     async def prepare(self, name: Any, query: str, *args: Any, **options: Any) -> Any:
         _refuse_control(query)
+        self.look_at(query)
         try:
             return await super().prepare(name, query, *args, **options)  # type: ignore[misc] # of the base, which makes it in a loop
         except Exception:
@@ -57,6 +61,10 @@ class SandboxWire(Wire):
 
     async def copy_out(self, *args: Any, **options: Any) -> Any:
         return await self._alone(super().copy_out(*args, **options))
+
+    def look_at(self, query: str) -> None:
+        """Note whether a statement leaves something in the session."""
+        self.leaves_state = self.leaves_state or LEAVES_STATE.match(query) is not None
 
     async def _alone(self, call: Any) -> Any:
         """Await a call; outside of a transaction, keep what it has done, or undo it if it fails."""
@@ -115,11 +123,26 @@ class AsyncpgSandbox(ResourceManager[asyncpg.Connection]):
         return lent
 
     async def change(self, resource: asyncpg.Connection) -> None:
-        connection: Any = resource
-        connection.take_back()
+        await self._end_lease(resource, f"{UNDO}{self._reset}{KEEP}")
+
+    async def change_and_tell(self, resource: asyncpg.Connection) -> list[str]:
+        lent: Any = self._connection.lent
+        if lent is None or not lent._protocol.leaves_state:
+            await self.change(resource)
+            return []
+        await self._end_lease(resource, UNDO)
+        before = await state_of(resource)
+        await self._end_lease(resource, f"{self._reset}{KEEP}")
+        return undone(before, await state_of(resource))
+
+    @staticmethod
+    async def _end_lease(connection: Any, script: str) -> None:
+        lent = connection.take_back()
         if connection.is_closed():
             raise own(PoolError("the connection is closed"))
-        await connection._protocol.query(f"{UNDO}{self._reset}{KEEP}", None)  # waits for a cancelled query
+        if lent is not None and lent._protocol.has_begun and connection.reports_transactions:
+            lent.warn_if_forgotten()
+        await connection._protocol.query(script, None)  # waits for a cancelled query
 
     def refuse_prepare(self) -> str | None:
         return self._manager.refuse_prepare()

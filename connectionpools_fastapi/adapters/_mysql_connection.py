@@ -317,9 +317,13 @@ class Leasable:
 
     async def fetch_value(self, query: str) -> Any:
         """Return the only value that a query gives."""
-        await self.query(query)
-        (row,) = self._result.rows
+        (row,) = await self.fetch_all(query)
         return row[0]
+
+    async def fetch_all(self, query: str) -> Any:
+        """Return the rows of a query."""
+        await self.query(query)
+        return self._result.rows
 
     async def break_off(self) -> None:
         """End the server's work for a connection that is about to be closed, or say goodbye."""

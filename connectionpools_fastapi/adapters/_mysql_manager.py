@@ -20,7 +20,8 @@ from ._mysql_connection import (
     Leasable,
     NoTlsError,
 )
-from ._options import Reset, check_address, check_reset, current, refuse_prepare
+from ._options import Reset, awaited, check_address, check_reset, current, refuse_prepare
+from ._session_state import undone
 from ._socket import has_news
 
 Url = str | Callable[[], str | Awaitable[str]]
@@ -29,6 +30,19 @@ DEFAULTS = {"charset": "utf8mb4", "connect_timeout": 5.0}
 CLOSE_WITHIN = 2.0
 ROLLBACK = COM_QUERY, "ROLLBACK"
 WHICH_DATABASE = "SELECT DATABASE()"
+
+# The settings of a session, but for those that statements change by the way.
+SETTINGS = """
+SHOW SESSION VARIABLES WHERE Variable_name NOT IN (
+    'error_count', 'gtid_seq_no', 'identity', 'in_transaction', 'insert_id', 'last_gtid', 'last_insert_id',
+    'pseudo_thread_id', 'rand_seed1', 'rand_seed2', 'statement_id', 'timestamp', 'warning_count'
+)
+"""
+VARIABLES = """
+SELECT VARIABLE_NAME, VARIABLE_VALUE FROM performance_schema.user_variables_by_thread
+JOIN performance_schema.threads USING (THREAD_ID) WHERE PROCESSLIST_ID = CONNECTION_ID()
+"""
+VARIABLES_OF_MARIADB = "SELECT VARIABLE_NAME, VARIABLE_VALUE FROM information_schema.USER_VARIABLES"
 
 # Options of other pools and drivers, and what to write for them here.
 INSTEAD = {
@@ -213,14 +227,30 @@ class MysqlManager(ResourceManager[T]):
             PoolError: If it cannot be reset.
             Exception: The driver's own error, if the connection is lost meanwhile.
         """
-        connection: Any = resource
+        return self._end_lease(resource, resets_session=self._resets_session)
+
+    async def change_and_tell(self, resource: T) -> list[str]:
+        """Do what `change` does, and tell what state of the session it had to undo; for the guard of tests.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Names, as "the setting sql_mode". Of `@variables`, those that the server lists; no tables or locks.
+        """
+        await awaited(self._end_lease(resource, resets_session=False))  # first: it rolls back
+        before = await _state_of(resource)
+        await awaited(self._end_lease(resource, resets_session=self._resets_session))
+        return undone(before, await _state_of(resource))
+
+    def _end_lease(self, connection: Any, *, resets_session: bool) -> Awaitable[None] | None:
         fault = connection.fault()
         if fault is not None:
             raise own(PoolError(fault))
         loan = connection.end_lease()
         if loan is not None and not loan.has_failed:
             loan.warn(connection.lost)
-        if self._resets_session:
+        if resets_session:
             return self._reset(connection)
         # aiomysql does not learn from a SELECT that it has begun a transaction.
         if connection.server_status & IN_TRANSACTION or not connection.server_status & AUTOCOMMIT:
@@ -291,3 +321,15 @@ class MysqlManager(ResourceManager[T]):
 
 def _kind(value: object) -> str:
     return type(value).__name__
+
+
+async def _state_of(connection: Any) -> dict[str, str]:
+    """Return what the session of a connection has that outlasts a transaction, as far as the server lists it."""
+    await connection.exchange(ROLLBACK)  # also reads results that a lease has left
+    settings = {f"the setting {name}": str(value) for name, value in await connection.fetch_all(SETTINGS)}
+    variables: dict[str, str] = {}
+    with suppress(Exception):  # the server has no such table, or this user may not read it
+        in_mariadb = "mariadb" in str(await connection.fetch_value("SELECT VERSION()")).lower()
+        found = await connection.fetch_all(VARIABLES_OF_MARIADB if in_mariadb else VARIABLES)
+        variables = {f"the variable @{name}": str(value) for name, value in found}
+    return {**settings, **variables, "the database": str(await connection.fetch_value(WHICH_DATABASE))}

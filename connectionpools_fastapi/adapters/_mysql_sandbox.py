@@ -37,7 +37,7 @@ def in_sandbox(kind: Any) -> Any:
     """Derive a class of a lease's connection that maps transactions to the savepoint."""
 
     class InSandbox(kind):  # type: ignore[misc] # a Leasable
-        has_begun = False
+        has_begun = has_written = False
         autocommits = True
 
         async def _execute_command(self, command: int, sql: Any) -> None:
@@ -52,6 +52,7 @@ def in_sandbox(kind: Any) -> Any:
             control = control_of(sql)
             if control is not None:
                 had_begun, self.has_begun = self.has_begun, control == "begin"
+                self.has_written = False
                 return UNDO if control == "rollback" and had_begun else NOTHING if control == "rollback" else KEEP
             if (found := SETS_AUTOCOMMIT.match(sql)) is not None:
                 self.autocommits = found[1].upper() in {"1", "ON", "TRUE"}
@@ -100,12 +101,13 @@ class MysqlSandbox(ResourceManager[Any]):
             raise lost(type(self._manager).__name__) from error
         return self._connection
 
-    async def _end_lease(self) -> None:
-        """Undo what a lease has not committed, and see that the transaction goes on."""
+    async def _end_lease(self) -> Loan | None:
+        """Undo what a lease has not committed, and see that the transaction goes on; return its loan if it loses."""
         connection = self._connection
         has_begun = connection.lent is None or connection.lent.has_begun
-        connection.end_lease()
+        loan: Loan | None = connection.end_lease()
         await self._send(*([UNDO] if has_begun else []), *CHECK_AND_KEEP)
+        return loan if has_begun else None
 
     async def _send(self, *texts: str) -> None:
         await self._connection.exchange(*[(COM_QUERY, text) for text in texts])
@@ -121,7 +123,9 @@ class MysqlSandbox(ResourceManager[Any]):
         fault = resource.fault()
         if fault is not None:
             raise own(PoolError(fault))
-        await self._end_lease()
+        loan = await self._end_lease()
+        if loan is not None and not loan.has_failed:
+            loan.warn(self._connection.lost)
 
     def refuse_prepare(self) -> str | None:
         return "a sandbox of MySQL does not reset a session between its leases. Test this without a sandbox"

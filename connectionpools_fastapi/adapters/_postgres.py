@@ -128,6 +128,44 @@ COMMIT_IN_SANDBOX = (
     "RELEASE SAVEPOINT pool_lease; SAVEPOINT pool_lease;"
 )
 
+# --- state of a session --------------------------------------------------------------------
+
+# What a session has that outlasts a transaction: names and values. The server does not list settings with a dot in
+# their names, such as app.tenant, so it is asked about those that policies, functions, views, defaults and prepared
+# statements name.
+SESSION_STATE = r"""
+SELECT 'the setting ' || name, setting FROM pg_catalog.pg_settings WHERE source = 'session'
+UNION ALL SELECT 'the setting ' || name, value FROM (
+    SELECT name, pg_catalog.current_setting(name, true) FROM (
+        SELECT DISTINCT found[1] FROM (
+            SELECT pg_catalog.concat(qual, with_check) FROM pg_catalog.pg_policies
+            UNION ALL SELECT prosrc FROM pg_catalog.pg_proc WHERE pronamespace <> 'pg_catalog'::pg_catalog.regnamespace
+            UNION ALL SELECT definition FROM pg_catalog.pg_views WHERE schemaname <> 'pg_catalog'
+            UNION ALL SELECT pg_catalog.pg_get_expr(adbin, adrelid) FROM pg_catalog.pg_attrdef
+            UNION ALL SELECT statement FROM pg_catalog.pg_prepared_statements
+        ) AS texts(content),
+        pg_catalog.regexp_matches(content, '(?:current_setting|set_config)\(\s*''(\w+\.[\w.]+)''', 'gi') AS m(found)
+    ) AS names(name)
+) AS custom(name, value) WHERE value <> ''
+UNION ALL SELECT 'the role', current_user
+UNION ALL SELECT 'the user', session_user
+UNION ALL SELECT 'LISTEN ' || channel, '' FROM pg_catalog.pg_listening_channels() AS channels(channel)
+UNION ALL SELECT 'an advisory lock', pg_catalog.count(*)::text FROM pg_catalog.pg_locks
+    WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()
+UNION ALL SELECT 'the temporary table ' || relname, '' FROM pg_catalog.pg_class
+    WHERE relnamespace = pg_catalog.pg_my_temp_schema() AND relkind IN ('r', 'p', 'v')
+UNION ALL SELECT 'the prepared statement ' || name, '' FROM pg_catalog.pg_prepared_statements WHERE from_sql
+UNION ALL SELECT 'the cursor ' || name, '' FROM pg_catalog.pg_cursors WHERE is_holdable
+"""
+
+# Statements that leave something in a session, by their text. In a sandbox the server cannot tell: what ends with a
+# transaction, as SET LOCAL, lasts as long as the one of the sandbox.
+LEAVES_STATE = re.compile(
+    r"\s*SET\s+(?!LOCAL\b|TRANSACTION\b|CONSTRAINTS\b)|\s*CREATE\s+TEMP(?!.*\bON\s+COMMIT\s+DROP\b)|\s*PREPARE\b|"
+    r"\s*DECLARE\b.*\bWITH\s+HOLD\b|.*\bset_config\s*\([^;]*\bfalse\b|.*\bpg_(?:try_)?advisory_lock",
+    re.IGNORECASE | re.DOTALL,
+)
+
 # --- poolers -------------------------------------------------------------------------------
 
 BACKEND_PID = "SELECT pg_catalog.pg_backend_pid()"

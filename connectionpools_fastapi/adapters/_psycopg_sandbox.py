@@ -14,12 +14,18 @@ from connectionpools_fastapi import Loan
 from connectionpools_fastapi.errors import PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
-from ._postgres import BEGIN_SANDBOX, COMMIT_IN_SANDBOX
+from ._postgres import BEGIN_SANDBOX, COMMIT_IN_SANDBOX, LEAVES_STATE
 from ._psycopg_leases import fault
-from ._psycopg_scripts import ROLLBACK_AND_DISCARD_ALL, Steps, ask
+from ._psycopg_scripts import ROLLBACK_AND_DISCARD_ALL, Steps, ask, state_of
 from ._savepoints import KEEP, UNDO, control_of, lost, refusal, statements
+from ._session_state import undone
 
 ENDS = (b"COMMIT", b"ROLLBACK")  # compared with what may not be hashable
+# A transaction that has written holds a lock on its own number, and so does a savepoint.
+COUNT_WRITING = """
+SELECT pg_catalog.count(*) FROM pg_catalog.pg_locks
+WHERE locktype = 'transactionid' AND pid = pg_catalog.pg_backend_pid();
+"""
 DISCARD_ALL_BUT_THE_TRANSACTION = ROLLBACK_AND_DISCARD_ALL.decode().replace("ROLLBACK;", "") + ";"
 
 
@@ -57,8 +63,11 @@ def _checked(kind: Any) -> Any:
         __slots__ = ()
 
         def _get_prepared(self, query: Any, *args: Any) -> Any:
-            if control_of(query.query.decode(errors="replace")) is not None:
+            sql = query.query.decode(errors="replace")
+            if control_of(sql) is not None:
                 raise refusal("this statement", "write `conn.transaction()`, `conn.commit()` or `conn.rollback()`")
+            if LEAVES_STATE.match(sql) is not None:
+                self._conn.leaves_state = True
             return super()._get_prepared(query, *args)
 
     return Checked
@@ -68,7 +77,7 @@ def _mapped(kind: Any) -> Any:
     """Derive a class of a lease's connection that maps transactions to the savepoint."""
 
     class Mapped(kind):  # type: ignore[misc] # a connection of psycopg
-        has_begun = False
+        has_begun = leaves_state = False
 
         def cursor(self, *args: Any, **options: Any) -> Any:
             cursor = super().cursor(*args, **options)
@@ -179,22 +188,43 @@ class _PsycopgSandbox(ResourceManager[Any]):
         except Error as error:
             raise lost(type(self._manager).__name__) from error
 
-    def _change(self) -> Steps:
+    def _change(self, reset: Callable[[], Steps]) -> Steps:
         connection = self._connection
         connection.wire.was_cut_off = False  # its query is over if the next one can be sent
         if why := fault(connection):
             raise own(PoolError(why))
-        connection.leases.end(connection)
-        return self._reset()
+        has_begun = connection.lent is not None and connection.lent.has_begun
+        loan = connection.leases.end(connection)
+        is_loss = has_begun and connection.pgconn.transaction_status == TransactionStatus.INTRANS
+        return self._undo(loan if is_loss and not loan.has_failed else None, reset)
+
+    def _undo(self, loan: Loan | None, reset: Callable[[], Steps]) -> Steps:
+        connection = self._connection
+        if loan is None:
+            yield from undo(connection)
+        else:
+            before, _, after = yield from ask(connection, f"{COUNT_WRITING}{UNDO}{COUNT_WRITING}".encode())
+            if before.get_value(0, 0) != after.get_value(0, 0):
+                loan.warn(connection.lost)
+        return (yield from reset())
 
     def _reset(self) -> Steps:
         connection = self._connection
         reset = DISCARD_ALL_BUT_THE_TRANSACTION if self._resets_session else ""
-        yield from ask(connection, f"{UNDO}{reset}{KEEP}".encode())
+        yield from ask(connection, f"{reset}{KEEP}".encode())
         if self._resets_session:
             connection.leases.forget_prepared(connection)
         else:
             connection.leases.restore_preparing(connection)
+
+    def _telling(self) -> Callable[[], Steps]:
+        lent = self._connection.lent
+        return self._reset_and_tell if lent is not None and lent.leaves_state else self._reset
+
+    def _reset_and_tell(self) -> Steps:
+        before = yield from state_of(self._connection)
+        yield from self._reset()
+        return undone(before, (yield from state_of(self._connection)))
 
     def lend(self, resource: Any, loan: Loan) -> Any:
         lent: Any = self._manager.lend(resource, loan)
@@ -215,9 +245,15 @@ class PsycopgSandbox(_PsycopgSandbox):
         return self._connection
 
     async def change(self, resource: Any) -> None:
+        await self._run(resource, self._reset)
+
+    async def change_and_tell(self, resource: Any) -> Any:
+        return await self._run(resource, self._telling())
+
+    async def _run(self, resource: Any, reset: Callable[[], Steps]) -> Any:
         if resource.tasks.cancelling is not None:
             await resource.tasks.cancelling
-        await resource.run(self._change())
+        return await resource.run(self._change(reset))
 
     def prepared(self, resource: Any) -> Awaitable[None]:
         done: Awaitable[None] = resource.commit()
@@ -234,7 +270,10 @@ class SyncPsycopgSandbox(_PsycopgSandbox):
         return self._connection
 
     def change(self, resource: Any) -> None:
-        resource.run(self._change())
+        resource.run(self._change(self._reset))
+
+    def change_and_tell(self, resource: Any) -> Any:
+        return resource.run(self._change(self._telling()))
 
     def prepared(self, resource: Any) -> None:
         resource.commit()

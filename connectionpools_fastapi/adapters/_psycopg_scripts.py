@@ -15,7 +15,7 @@ from connectionpools_fastapi import Loan, Verdict
 from connectionpools_fastapi.errors import PoolError, own
 
 from ._options import Reset
-from ._postgres import BACKEND_PID, READ_ONLY, TAKES_NO_WRITES, verdict
+from ._postgres import BACKEND_PID, READ_ONLY, SESSION_STATE, TAKES_NO_WRITES, verdict
 from ._psycopg_leases import Wire, fault
 
 Steps = Generator[Any, Any, Any]
@@ -64,6 +64,12 @@ def backend(connection: Any) -> Steps:
     """Return the number of the server's process, even behind a pooler."""
     (found,) = yield from ask(connection, BACKEND_PID.encode())
     return int(found.get_value(0, 0))
+
+
+def state_of(connection: Any) -> Steps:
+    """Return what the session of a connection has that outlasts a transaction."""
+    (found,) = yield from ask(connection, SESSION_STATE.encode())
+    return {found.get_value(row, 0).decode(): found.get_value(row, 1).decode() for row in range(found.ntuples)}
 
 
 class Refusals:

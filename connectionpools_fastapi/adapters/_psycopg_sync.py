@@ -16,7 +16,8 @@ from ._options import Reset
 from ._postgres import LOOK_WITHIN, ROUNDS, shares_sessions
 from ._psycopg_leases import CLOSE_WITHIN, LOST, Leasable, within
 from ._psycopg_manager import BasePsycopgManager
-from ._psycopg_scripts import backend, end_lease
+from ._psycopg_scripts import backend, end_lease, state_of
+from ._session_state import undone
 from ._socket import shut_down
 
 
@@ -161,8 +162,26 @@ class SyncPsycopgManager(BasePsycopgManager[Connection[Any]]):
             PoolError: If it cannot be reset, so that it has to be discarded.
             Error: psycopg's own error, with the same meaning.
         """
+        self._change(resource, self._reset)
+
+    def change_and_tell(self, resource: Connection[Any]) -> list[str]:
+        """Do what `change` does, and tell what state of the session it had to undo; for the guard of tests.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Names, as "the setting search_path".
+        """
         connection: Any = resource
-        steps = end_lease(connection, self._reset)
+        self._change(connection, "transaction")  # first: what a rollback undoes is no state of the session
+        before = connection.run(state_of(connection))
+        self._change(connection, self._reset)
+        return undone(before, connection.run(state_of(connection)))
+
+    @staticmethod
+    def _change(connection: Any, reset: Reset) -> None:
+        steps = end_lease(connection, reset)
         if steps is not None:
             connection.run(steps)
 

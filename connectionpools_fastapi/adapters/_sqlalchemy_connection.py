@@ -20,6 +20,10 @@ from connectionpools_fastapi import Loan
 NOT_OF_CONNECTION = frozenset({"_dbapi_connection", "dispatch"})
 NOT_OF_ADAPTER = frozenset({"_connection", "_execute_mutex"})
 
+LOST = (
+    "it has written within a transaction that was not committed, and that is rolled back: write `await conn.commit()` "
+    "at the end, or `async with conn.begin()` around it, or use LeasedSession, which commits"
+)
 WRITES = re.compile(
     r"\s*(?:insert|update|delete|merge|create|alter|drop|truncate|with\b.*\b(?:insert|update|delete|merge))\b",
     re.IGNORECASE | re.DOTALL,

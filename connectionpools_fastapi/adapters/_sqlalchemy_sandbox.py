@@ -5,10 +5,11 @@
 from typing import Any
 
 from connectionpools_fastapi import Loan
-from connectionpools_fastapi.manager import ResourceManager
+from connectionpools_fastapi.manager import ResourceManager, telling
 
 from ..errors import PoolError, own
 from ._options import awaited
+from ._sqlalchemy_connection import LOST
 
 
 class _SqlalchemySandbox(ResourceManager[Any]):
@@ -23,7 +24,7 @@ class _SqlalchemySandbox(ResourceManager[Any]):
         driven = self._below.lend(resource.driven, loan)
         lent = resource.lend(driven, loan)
         if hasattr(getattr(driven, "_protocol", None), "undo_alone"):
-            _undo_failed_prepares(lent.sync_connection.connection.dbapi_connection, driven._protocol)
+            _tell_of_prepares(lent.sync_connection.connection.dbapi_connection, driven._protocol)
         return lent
 
     def refuse_prepare(self) -> str | None:
@@ -33,18 +34,21 @@ class _SqlalchemySandbox(ResourceManager[Any]):
     def end_lease(connection: Any) -> None:
         if not connection.is_usable:
             raise own(PoolError("the connection is closed, or was invalidated"))
-        connection.end_lease()
+        loan = connection.end_lease()
         # An isolation level was set on objects of the lease, and not on the connection, which could not set it back.
         connection._fairy._connection_record.finalize_callback.clear()
+        if loan is not None:
+            loan.warn(LOST)
 
 
-def _undo_failed_prepares(adapter: Any, wire: Any) -> None:
-    """Undo a statement of asyncpg that SQLAlchemy fails to prepare: it prepares beside the object of the lease."""
+def _tell_of_prepares(adapter: Any, wire: Any) -> None:
+    """Tell the object of a lease what SQLAlchemy prepares beside it, by asyncpg, and undo it there if that fails."""
     own = adapter._prepare
 
-    async def prepare(*args: Any) -> Any:
+    async def prepare(operation: str, *args: Any) -> Any:
+        wire.look_at(operation)
         try:
-            return await own(*args)
+            return await own(operation, *args)
         except Exception:
             await wire.undo_alone()
             raise
@@ -63,6 +67,10 @@ class SqlalchemySandbox(_SqlalchemySandbox):
         self.end_lease(resource)
         await awaited(self._below.change(resource.driven))
 
+    async def change_and_tell(self, resource: Any) -> list[str]:
+        self.end_lease(resource)
+        return list(await awaited(telling(self._below)(resource.driven)) or ())
+
     async def prepared(self, resource: Any) -> None:
         await awaited(self._manager.prepared(resource))
 
@@ -77,6 +85,10 @@ class SyncSqlalchemySandbox(_SqlalchemySandbox):
     def change(self, resource: Any) -> None:
         self.end_lease(resource)
         self._below.change(resource.driven)
+
+    def change_and_tell(self, resource: Any) -> list[str]:
+        self.end_lease(resource)
+        return list(telling(self._below)(resource.driven) or ())
 
     def prepared(self, resource: Any) -> None:
         self._manager.prepared(resource)

@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidRequestError
 from connectionpools_fastapi import Loan, Verdict
 
 from ..errors import PoolConfigError, PoolError, own
-from ..manager import ResourceManager
+from ..manager import ResourceManager, telling
 from ._options import Reset, check_reset, refuse_prepare
 from ._sqlalchemy_address import read
 from ._sqlalchemy_drivers import driver_of
@@ -292,15 +292,30 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
             PoolError: If it cannot be reset.
             Exception: The error of the driver or of your function, with the same meaning.
         """
+        self._end_lease(resource, None if self._below is None else self._below.change)
+
+    def change_and_tell(self, resource: Connection) -> list[str]:
+        """Do what `change` does, and tell what state the driver's manager had to undo; for the guard of tests.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Names, as "the setting search_path". None for a driver without a manager of its own.
+        """
+        return list(self._end_lease(resource, None if self._below is None else telling(self._below)) or ())
+
+    def _end_lease(self, resource: Connection, change: Callable[[Any], Any] | None) -> Any:
         connection = cast("PooledConnection", resource)
         if not connection.is_usable:
             raise own(PoolError("the connection is closed or was invalidated"))
         driven = connection.driven
-        if self._below is None and (fault := self._driver.fault(driven)) is not None:
+        if change is None and (fault := self._driver.fault(driven)) is not None:
             raise own(PoolError(fault))
         connection.end_lease()
-        if self._below is not None:
-            self._below.change(driven)
+        told = None
+        if change is not None:
+            told = change(driven)
         else:
             loan = self._driver.end_lease(driven)
             if loan is not None and not loan.has_failed:
@@ -312,6 +327,7 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
             driven.rollback()
         elif self._reset == "session" and self._below is None:
             self._driver.reset(driven, connection.made_with)
+        return told
 
     def prepared(self, resource: Connection) -> None:
         """Commit what a `prepare` has set, which a rollback would undo.

@@ -56,6 +56,8 @@ VERDICTS: Mapping[int, Verdict] = {
     sqlite3.SQLITE_NOTADB: "discard",
 }
 
+LOST = "rows that were not committed were rolled back; end with `conn.commit()`, or use `with conn:`"
+
 # How long an interrupted statement may take to end, in seconds.
 END_WITHIN = 1.0
 
@@ -220,6 +222,10 @@ class Database:
         finally:
             lock.release()
         return is_loss
+
+    def changes_of(self, conn: Session) -> frozenset[str]:
+        """Name what a lease has changed that the next reset undoes."""
+        return frozenset(conn.changes.copy()) if self._watches else frozenset()
 
     def refuse_prepare(self) -> str | None:
         """Say why a request may not prepare its connection."""

@@ -2,7 +2,7 @@
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Literal, cast
 
@@ -11,7 +11,7 @@ from connectionpools_fastapi.errors import PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
 from ._savepoints import control_of_one, first_word, lost
-from ._sqlite import END_WITHIN
+from ._sqlite import END_WITHIN, LOST
 from ._sqlite_lent import Cursor, Lent, Session
 
 # The name of a savepoint; without a transaction it begins one, and its release commits.
@@ -27,6 +27,7 @@ class SandboxLent(Lent):
     """Maps the transactions of a lease to the savepoint; outside of one, each statement is committed by itself."""
 
     has_begun = False
+    committed_rows = 0  # as of its begin
 
     def __init__(self, session: Session, loan: Loan) -> None:
         super().__init__(session, loan)
@@ -45,6 +46,7 @@ class SandboxLent(Lent):
     def begin(self) -> None:
         """Begin a transaction."""
         self.keep()
+        self.committed_rows = self.session.changed_rows
         self.has_begun = True
 
     def begin_for(self, sql: str) -> None:
@@ -196,8 +198,8 @@ def undo(session: Session) -> None:
     session.execute("ROLLBACK TO pool_lease")
 
 
-def end_lease(session: Session, lent: SandboxLent | None) -> None:
-    """Undo what a lease has not committed, and reset what it has set in Python.
+def end_lease(session: Session, lent: SandboxLent | None) -> bool:
+    """Undo what a lease has not committed, and reset what it has set in Python; return whether rows were lost.
 
     Raises:
         PoolError: If a statement still runs.
@@ -205,6 +207,7 @@ def end_lease(session: Session, lent: SandboxLent | None) -> None:
     if not session.take(END_WITHIN):
         raise own(PoolError("a statement of the lease still runs, and cannot be interrupted"))
     try:
+        is_loss = lent is not None and lent.has_begun and session.total_changes != lent.committed_rows
         session.close_unread()
         (undo if lent is not None and lent.has_begun else keep)(session)
         for name, value in session.attributes:
@@ -212,6 +215,7 @@ def end_lease(session: Session, lent: SandboxLent | None) -> None:
                 setattr(session, name, value)
     finally:
         session.lock.release()  # type: ignore[attr-defined,unused-ignore] # a function before Python 3.13
+    return is_loss
 
 
 def resume(session: Session, lent: SandboxLent | None, name: str) -> None:
@@ -229,9 +233,16 @@ def resume(session: Session, lent: SandboxLent | None, name: str) -> None:
 class SqliteSandbox(ResourceManager[sqlite3.Connection]):
     """The hooks of one sandbox."""
 
-    def __init__(self, manager: ResourceManager[sqlite3.Connection], session: Session) -> None:
+    def __init__(
+        self,
+        manager: ResourceManager[sqlite3.Connection],
+        session: Session,
+        changes_of: Callable[[Session], frozenset[str]],
+    ) -> None:
         self._manager = manager
         self._session = session
+        self._changes_of = changes_of
+        self._told: frozenset[str] = frozenset()
         self._has_begun = False
         self._lent: SandboxLent | None = None
 
@@ -251,8 +262,14 @@ class SqliteSandbox(ResourceManager[sqlite3.Connection]):
 
     def change(self, resource: sqlite3.Connection) -> None:
         session = cast("Session", resource)
-        session.loan = None
-        end_lease(session, self._lent)
+        loan, session.loan = session.loan, None
+        if end_lease(session, self._lent) and loan is not None and not loan.has_failed:
+            loan.warn(LOST)
+
+    def change_and_tell(self, resource: sqlite3.Connection) -> list[str]:
+        self.change(resource)
+        before, self._told = self._told, self._changes_of(self._session)  # no reset undoes them in a sandbox
+        return sorted(self._told - before)
 
     def refuse_prepare(self) -> str | None:
         return self._manager.refuse_prepare()

@@ -345,6 +345,19 @@ class AiosqliteManager(ResourceManager[aiosqlite.Connection]):
         if is_loss and loan is not None and not loan.has_failed:
             loan.warn(connection.lost)
 
+    async def change_and_tell(self, resource: aiosqlite.Connection) -> list[str]:
+        """Do what `change` does, and tell what state of the session it had to undo; for the guard of tests.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Names: of PRAGMAs, temporary tables, functions and attached files.
+        """
+        told = sorted(self._database.changes_of(cast("_Connection", resource).session))
+        await self.change(resource)
+        return told
+
     def refuse_prepare(self) -> str | None:
         """Say why a request may not prepare its connection.
 
@@ -364,7 +377,7 @@ class AiosqliteManager(ResourceManager[aiosqlite.Connection]):
         """
         from ._aiosqlite_sandbox import AiosqliteSandbox  # noqa: PLC0415 - only tests need it
 
-        return AiosqliteSandbox(self, resource)
+        return AiosqliteSandbox(self, resource, self._database.changes_of)
 
     async def clean(self, resource: aiosqlite.Connection) -> None:
         """Close a connection; a statement that still runs on it is interrupted.

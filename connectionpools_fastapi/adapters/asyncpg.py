@@ -24,6 +24,7 @@ from ._postgres import (
     verdict,
     warn_of_shared_sessions,
 )
+from ._session_state import undone
 from ._socket import has_news
 
 try:
@@ -33,7 +34,7 @@ try:
     if not hasattr(asyncpg.Connection, "get_reset_query"):
         raise ImportError(f"asyncpg {asyncpg.__version__} is too old")
     from ._asyncpg_connect import KNOWN, connect_by, instead, mistake
-    from ._asyncpg_connection import ROLLBACK, Leasable, leasable
+    from ._asyncpg_connection import ROLLBACK, Leasable, answer_of, leasable, state_of
 except ImportError as _error:
     msg = (
         "connectionpools_fastapi.adapters.asyncpg needs asyncpg 0.30 or newer: "
@@ -62,10 +63,6 @@ CANCEL_WITHIN = 1.0
 # How often, at most, all connections are retired because their server takes no writes, in seconds.
 RETIRE_EVERY = 1.0
 
-LEFT_OPEN = (
-    "a transaction is left open; it is rolled back, and what it has written is lost. Write `async with "
-    "conn.transaction():`, which commits, or commit it before the lease ends"
-)
 POOLED_OPTIONS = (
     "reset='transaction', statement_cache_size=0 (and prepared_statement_cache_size=0 with SQLAlchemy) unless it is "
     "PgBouncer 1.21 or newer with max_prepared_statements above 0"
@@ -260,25 +257,41 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
             PoolError: If it cannot be reset.
             Exception: asyncpg's own error, if the connection is lost meanwhile.
         """
-        connection: Any = resource
+        await self._change(resource, resets_session=self._resets_session)
+
+    async def change_and_tell(self, resource: asyncpg.Connection) -> list[str]:
+        """Do what `change` does, and tell what state of the session it had to undo; for the guard of tests.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Names, as "the setting search_path".
+        """
+        await self._change(resource, resets_session=False)  # first: what a rollback undoes is no state of the session
+        before = await state_of(resource)
+        await self._change(resource, resets_session=self._resets_session)
+        return undone(before, await state_of(resource))
+
+    async def _change(self, connection: Any, *, resets_session: bool) -> None:
         lent = connection.take_back()
         protocol = connection._protocol
         if protocol._is_cancelling():
             await _query_to_end(protocol)
         _check_reusable(connection, lent)
         # If a query is sent anyway, sending it is the cheapest way to learn whether another one runs.
-        if not self._resets_session and await _is_busy(connection):
+        if not resets_session and await _is_busy(connection):
             raise _busy()
-        script = RESET if self._resets_session else ""
+        script = RESET if resets_session else ""
         if protocol.is_in_transaction():
             if lent is not None and connection.reports_transactions:
-                lent.warn_if_forgotten(LEFT_OPEN)
+                lent.warn_if_forgotten()
             script = f"{ROLLBACK}{script}"
         try:
             left = await protocol.query(script, None) if script else ""
         except asyncpg.InterfaceError:
             raise _busy() from None
-        if self._resets_session and left != NONE_FOUND and not self._shares_sessions:
+        if resets_session and left != NONE_FOUND and not self._shares_sessions:
             raise own(PoolError("a lease has left prepared statements of its own; DEALLOCATE them"))
         if connection.was_refused_write:
             await self._look_for_failover(connection)
@@ -390,14 +403,8 @@ async def _query_to_end(protocol: Any) -> None:
 
 
 async def _backend_pid(connection: Any) -> int:
-    """Ask for the number of the server's process; by COPY, since other queries need a prepared statement."""
-    told: list[bytes] = []
-
-    async def sink(data: bytes) -> None:
-        told.append(data)
-
-    await connection._protocol.copy_out(f"COPY ({BACKEND_PID}) TO STDOUT", sink, None)
-    return int(b"".join(told))
+    """Ask for the number of the server's process."""
+    return int(await answer_of(connection, BACKEND_PID))
 
 
 async def _is_busy(connection: Any) -> bool:

@@ -26,8 +26,9 @@ except ImportError as _error:
 from ._psycopg_connection import Connection
 from ._psycopg_leases import CLOSE_WITHIN
 from ._psycopg_manager import BasePsycopgManager
-from ._psycopg_scripts import backend, end_lease
+from ._psycopg_scripts import backend, end_lease, state_of
 from ._psycopg_sync import SyncPsycopgManager
+from ._session_state import undone
 
 __all__ = ["PsycopgManager", "SyncPsycopgManager"]
 
@@ -190,8 +191,26 @@ class PsycopgManager(BasePsycopgManager[AsyncConnection[Any]]):
             PoolError: If it cannot be reset, so that it has to be discarded.
             Error: psycopg's own error, with the same meaning.
         """
+        await self._change(resource, self._reset)
+
+    async def change_and_tell(self, resource: AsyncConnection[Any]) -> list[str]:
+        """Do what `change` does, and tell what state of the session it had to undo; for the guard of tests.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Names, as "the setting search_path".
+        """
+        connection: Any = resource
+        await self._change(connection, "transaction")  # first: what a rollback undoes is no state of the session
+        before = await connection.tend(connection.run(state_of(connection)))
+        await self._change(connection, self._reset)
+        return undone(before, await connection.tend(connection.run(state_of(connection))))
+
+    async def _change(self, resource: AsyncConnection[Any], reset: Reset) -> None:
         assert isinstance(resource, Connection)  # noqa: S101 - create makes no other
-        steps = end_lease(resource, self._reset)
+        steps = end_lease(resource, reset)
         if steps is not None:
             await resource.tend(resource.run(steps))
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 from connectionpools_fastapi import Loan, Verdict
 
 from ..errors import PoolConfigError, PoolError, own
-from ..manager import ResourceManager
+from ..manager import ResourceManager, telling
 from ._options import Reset, awaited, check_reset, current, refuse_prepare
 
 try:
@@ -21,7 +21,7 @@ try:
         raise ImportError(f"found {__version__}")
 
     from ._sqlalchemy_address import read
-    from ._sqlalchemy_connection import PooledConnection, original
+    from ._sqlalchemy_connection import LOST, PooledConnection, original
     from ._sqlalchemy_session import LeasedSession
     from ._sqlalchemy_sync import SyncSqlalchemyManager
 except ImportError as _error:
@@ -49,11 +49,6 @@ DRIVERS = {
 OF_SQLITE = frozenset({"check_same_thread", "uri"})
 # Options of SQLAlchemy's adapter to a driver, among those of the driver.
 OF_ADAPTER = frozenset({"prepared_statement_cache_size", "prepared_statement_name_func"})
-
-LOST = (
-    "it has written within a transaction that was not committed, and that is rolled back: write `await conn.commit()` "
-    "at the end, or `async with conn.begin()` around it, or use LeasedSession, which commits"
-)
 
 
 class SqlalchemyManager(ResourceManager[AsyncConnection]):
@@ -224,14 +219,29 @@ class SqlalchemyManager(ResourceManager[AsyncConnection]):
             PoolError: If it cannot be reset.
             Exception: The error of the driver's manager, with the same meaning.
         """
+        await self._end_lease(resource, self._driver.change)
+
+    async def change_and_tell(self, resource: AsyncConnection) -> list[str]:
+        """Do what `change` does, and tell what state the driver's manager had to undo; for the guard of tests.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Names, as "the setting search_path".
+        """
+        return list(await self._end_lease(resource, telling(self._driver)) or ())
+
+    async def _end_lease(self, resource: AsyncConnection, change: Callable[[Any], Any]) -> Any:
         connection = cast("PooledConnection", resource)
         if not connection.is_usable:
             raise own(PoolError("the connection is closed, or its query was cut off"))
         loan = connection.end_lease()
-        await awaited(self._driver.change(connection.driven))
+        result = await awaited(change(connection.driven))
         await connection.restore()
         if loan is not None:
             loan.warn(LOST)
+        return result
 
     async def prepared(self, resource: AsyncConnection) -> None:
         """Commit what a `prepare` has set, which a rollback would undo.

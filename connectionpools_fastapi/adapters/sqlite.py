@@ -8,7 +8,7 @@ from connectionpools_fastapi import Loan, Verdict
 
 from ..manager import ResourceManager
 from ._options import Reset
-from ._sqlite import Database, Init, Location, Pragmas, judge
+from ._sqlite import LOST, Database, Init, Location, Pragmas, judge
 from ._sqlite_lent import Lent, Session
 
 
@@ -159,7 +159,20 @@ class SqliteManager(ResourceManager[sqlite3.Connection]):
         session: Any = resource
         loan, session.loan = session.loan, None
         if self._database.reset(session) and loan is not None and not loan.has_failed:
-            loan.warn("rows that were not committed were rolled back; end with `conn.commit()`, or use `with conn:`")
+            loan.warn(LOST)
+
+    def change_and_tell(self, resource: sqlite3.Connection) -> list[str]:
+        """Do what `change` does, and tell what state of the session it had to undo; for the guard of tests.
+
+        Args:
+            resource: The connection.
+
+        Returns:
+            Names: of PRAGMAs, temporary tables, functions and attached files.
+        """
+        told = sorted(self._database.changes_of(cast("Session", resource)))
+        self.change(resource)
+        return told
 
     def refuse_prepare(self) -> str | None:
         """Say why a request may not prepare its connection.
@@ -183,7 +196,7 @@ class SqliteManager(ResourceManager[sqlite3.Connection]):
         """
         from ._sqlite_sandbox import SqliteSandbox  # noqa: PLC0415 - only tests need it
 
-        return SqliteSandbox(self, cast("Session", resource))
+        return SqliteSandbox(self, cast("Session", resource), self._database.changes_of)
 
     def clean(self, resource: sqlite3.Connection) -> None:
         """Close a connection; a statement that still runs on it is interrupted.

@@ -2,28 +2,32 @@
 
 # ruff: noqa: SLF001 - for as long as it lasts, it looks on at what leases and requests do
 
+import inspect
 import sys
 import sysconfig
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 from .._asgi.exchange import Exchange
+from .._asgi.middleware import PoolMiddleware
 from .._asgi.request import Route
 from .._core.slot import Slot, Stack
 from .._runtime.caller import acquiring_stack, has_ended
 from .._runtime.engine import Engine
 from .._runtime.holders import holder_name
+from .._runtime.hooks import Hooks
 from .._runtime.loan import Loan
 from .._runtime.request_context import REQUEST
 from ..errors import NotLeased, PoolConfigError, WouldDeadlock
 from ..lease import Lease
+from ..manager import ResourceManager, telling
 
-Kind = Literal["stream", "outlives", "lost", "late", "second", "outbound"]
+Kind = Literal["stream", "outlives", "lost", "late", "second", "outbound", "uncommitted", "state"]
 
 # What is wrong, and what to write instead.
 TEXTS: dict[Kind, tuple[str, str]] = {
@@ -48,6 +52,14 @@ TEXTS: dict[Kind, tuple[str, str]] = {
         "makes an HTTP call while it holds a lease, for as long as the other service takes",
         "call first, or read in a block, `async with pool.lease()`, and call after that",
     ),
+    "uncommitted": (
+        "leaves work that is not committed, and that is undone",
+        "commit it, as the log says, or roll back what is not wanted",
+    ),
+    "state": (
+        "leaves state in its session, which the reset had to undo",
+        "set it for all connections, as in `init` or the options, or for one transaction, as SET LOCAL does",
+    ),
 }
 # The methods by which packages send HTTP requests.
 CLIENTS = {
@@ -71,18 +83,21 @@ class Finding:
         pool: The name of the pool.
         holder: The route, or what else holds the lease.
         place: Where the lease was taken, or the resource was used; a file and a line.
+        state: What a lease has left, as "the setting search_path"; for "state".
     """
 
     kind: Kind
     pool: str
     holder: str
     place: str
+    state: str = ""
 
     def __str__(self) -> str:
         what, remedy = TEXTS[self.kind]
+        state = f": {self.state}" if self.state else ""
         return (
-            f"pool {self.pool!r}: {self.holder} {what} ({self.place}). Instead, {remedy}; or allow it, with a reason: "
-            f'@pytest.mark.pool_guard_allow("{self.kind}", reason="...")'
+            f"pool {self.pool!r}: {self.holder} {what}{state} ({self.place}). Instead, {remedy}; or allow it, with a "
+            f'reason: @pytest.mark.pool_guard_allow("{self.kind}", reason="...")'
         )
 
 
@@ -95,10 +110,14 @@ class _Use:
     request: Any
     stack: Stack
     turn: int = field(init=False)
+    is_of_dependency: bool = field(init=False)
+    loan: object = field(init=False)
     had_part: bool = False  # whether a part of the response was sent meanwhile
 
     def __post_init__(self) -> None:
         self.turn = self.slot.leases
+        self.is_of_dependency = self.request is not None and isinstance(self.slot.holder, Route)
+        self.loan = self.engine.inventory.loan_of(self.slot)
 
     @property
     def goes_on(self) -> bool:
@@ -108,16 +127,16 @@ class _Use:
     def is_lost(self) -> bool:
         return self.slot.lease is not None and has_ended(self.slot.lease())
 
-    def finding(self, kind: Kind) -> Finding:
-        slot, request = self.slot, self.request
-        name = str(request) if request is not None else holder_name(slot.holder, slot.lease)
-        return Finding(
-            kind, self.engine.name, name, _endpoint(request) if self.is_of_dependency else _place(self.stack)
-        )
+    def finding(self, kind: Kind, state: str = "") -> Finding:
+        place = _endpoint(self.request) if self.is_of_dependency else _place(self.stack)
+        return Finding(kind, self.engine.name, self._holder(), place, state)
 
-    @property
-    def is_of_dependency(self) -> bool:
-        return self.request is not None and isinstance(self.slot.holder, Route)
+    def _holder(self) -> str:
+        if self.request is not None:
+            return str(self.request)
+        if self.goes_on or not isinstance(self.loan, Loan):
+            return holder_name(self.slot.holder, self.slot.lease)
+        return holder_name(self.loan._holder, self.loan._lease)
 
 
 class guard:  # noqa: N801 - a context manager that reads as a function, like `sandbox`
@@ -131,6 +150,8 @@ class guard:  # noqa: N801 - a context manager that reads as a function, like `s
     - "late": a resource is used after its lease, where the manager notices it.
     - "second": a request takes a second lease of one pool.
     - "outbound": a request makes a call by httpx, aiohttp or requests while it holds a lease.
+    - "uncommitted": a lease ends with work that is not committed, where the manager notices it.
+    - "state": a lease leaves state in its session that the reset had to undo, where the manager tells.
 
     Attributes:
         findings: What was found and is not allowed, each once.
@@ -162,6 +183,7 @@ class guard:  # noqa: N801 - a context manager that reads as a function, like `s
         self.findings: list[Finding] = []
         self._lock = threading.Lock()  # protects the findings and the uses
         self._uses: list[_Use] = []
+        self._last: dict[int, _Use] = {}  # of each resource, its last lease, until it is changed
         self._patches = ExitStack()
 
     def __enter__(self) -> Self:
@@ -179,6 +201,9 @@ class guard:  # noqa: N801 - a context manager that reads as a function, like `s
         self._patch(Exchange, "close", self._around_close)
         self._patch(Loan, "check", self._around_check)
         self._patch(Engine, "_note_failure", self._around_failure)
+        self._patch(Loan, "warn", self._around_warn)
+        self._patch(Hooks, "_hook", self._around_hook)
+        self._patch(PoolMiddleware, "__call__", self._around_request)
         for package in CLIENTS.keys() & sys.modules.keys():
             for kind, name in CLIENTS[package]:
                 self._patch(getattr(sys.modules[package], kind), name, self._around_call)
@@ -198,6 +223,7 @@ class guard:  # noqa: N801 - a context manager that reads as a function, like `s
             if use.is_lost:
                 self._note(use.finding("lost"))
         self._uses.clear()
+        self._last.clear()
         if self.findings and error is None:
             raise GuardError("\n".join(map(str, self.findings)))
 
@@ -224,6 +250,7 @@ class guard:  # noqa: N801 - a context manager that reads as a function, like `s
             self._note(use.finding("second"))
         with self._lock:
             self._uses.append(use)
+            self._last[id(slot.resource)] = use
 
     # --- what it looks on at ----------------------------------------------------------------
 
@@ -281,6 +308,56 @@ class guard:  # noqa: N801 - a context manager that reads as a function, like `s
             own(engine, error)
 
         return note_failure
+
+    def _around_warn(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        def warn(loan: Loan, text: str) -> None:
+            own(loan, text)
+            with self._lock:
+                use = next((use for use in self._last.values() if use.loan is loan), None)
+            if use is not None:
+                self._note(use.finding("uncommitted"))
+
+        return warn
+
+    def _around_hook(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        def hook(hooks: Hooks[Any], name: str) -> Callable[..., Any]:
+            found: Callable[..., Any] = own(hooks, name)
+            if name != "change":
+                return found
+            manager = getattr(found, "__self__", None)
+            tell = telling(manager) if isinstance(manager, ResourceManager) and found == manager.change else found
+            return partial(self._change_async if hooks.are_async else self._change, tell)
+
+        return hook
+
+    async def _change_async(self, change: Callable[[Any], Any], resource: Any) -> None:
+        result = change(resource)
+        self._changed(resource, await result if inspect.isawaitable(result) else result)
+
+    def _change(self, change: Callable[[Any], Any], resource: Any) -> Any:
+        result = change(resource)
+        if inspect.isawaitable(result):  # which the pool does not know yet
+            return result
+        self._changed(resource, result)
+        return None
+
+    def _changed(self, resource: Any, told: Any) -> None:
+        with self._lock:
+            use = self._last.pop(id(resource), None)
+        if use is not None and isinstance(told, list) and told:
+            self._note(use.finding("state", ", ".join(told)))
+
+    def _around_request(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(middleware: Any, scope: Any, *args: Any) -> None:
+            await own(middleware, scope, *args)
+            # A client that speaks to the application in this process waits until the request is over: so let it last
+            # until the resources are changed.
+            with self._lock:
+                uses = [use for use in self._last.values() if use.is_of_dependency and use.request._scope is scope]
+            for use in uses:
+                await use.engine.wait_changed(use.slot, use.turn)
+
+        return call
 
     def _around_call(self, own: Callable[..., Any]) -> Callable[..., Any]:
         def send(client: Any, *args: Any, **options: Any) -> Any:

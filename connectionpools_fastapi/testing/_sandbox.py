@@ -18,7 +18,7 @@ from .._runtime.engine import Engine
 from .._runtime.life import Life
 from .._runtime.loan import Loan
 from ..errors import PoolClosed, PoolConfigError, PoolError
-from ..manager import ResourceManager
+from ..manager import ResourceManager, telling
 from ..pool import ConnectionPool
 from ._loop import run_in_loop_of
 
@@ -348,6 +348,9 @@ class _AsyncOfSandbox(_OfSandbox):
     async def change(self, resource: _Turn) -> None:
         await _awaited(self._manager.change(resource.resource))
 
+    async def change_and_tell(self, resource: _Turn) -> list[str]:
+        return await _awaited(telling(self._manager)(resource.resource)) or []
+
     async def prepared(self, resource: Any) -> None:
         await _awaited(self._manager.prepared(resource))
 
@@ -363,6 +366,9 @@ class _SyncOfSandbox(_OfSandbox):
 
     def change(self, resource: _Turn) -> None:
         self._manager.change(resource.resource)
+
+    def change_and_tell(self, resource: _Turn) -> list[str]:
+        return telling(self._manager)(resource.resource) or []
 
     def prepared(self, resource: Any) -> None:
         self._manager.prepared(resource)
