@@ -218,7 +218,7 @@ def test_report_has_routes_of_all_processes(tmp_path: Path, address: str) -> Non
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines()]
     assert rows[0][0] == "route"
     assert rows[2][:5] == ["GET /users", "3", "db", "3", "1.00"]
-    assert rows[3] == ["GET unknown route", "1", "", "0", "0", "", ""]
+    assert rows[3] == ["GET unknown route", "1", "", "0", "0", "", "", "", ""]
 
 
 def test_guard_fails_tests_unless_a_mark_gives_reason(tmp_path: Path, address: str) -> None:
