@@ -178,6 +178,32 @@ class faults(Generic[T]):  # noqa: N801 - a context manager that reads as a func
         """Destroy what is leased, from a plain thread; see `kill`."""
         return run_in_loop_of(self._engine, self.kill)
 
+    # --- time -----------------------------------------------------------------------------
+
+    def skew(self, seconds: float) -> None:
+        """Move the clock of the pool on: what falls due by then, falls due now.
+
+        So a test of `max_lifetime`, `max_idle`, `keepalive`, `check_after`, `max_hold` or a `timeout` need not sleep. A
+        caller that waits in another loop than the pool's, or in a thread, and a hook go by their own time. The clock
+        stays ahead after the block, since it must not go back.
+
+        Args:
+            seconds: How far.
+
+        Raises:
+            PoolConfigError: If `seconds` is no duration.
+        """
+        check_seconds(f"pool {self._pool.name!r}", "seconds", seconds, hint="as 1800")
+        engine = self._engine
+        executor = engine.executor
+        clock: Any = engine.clock
+        if not isinstance(clock, _AheadOf):
+            clock = engine.clock = executor._clock = _AheadOf(clock)
+            if executor.tokens is not None:
+                executor.tokens._clock = clock
+        clock.seconds += seconds
+        engine.apply(executor._tick, clock())
+
     # --- saturation -----------------------------------------------------------------------
 
     @asynccontextmanager
@@ -216,6 +242,17 @@ class faults(Generic[T]):  # noqa: N801 - a context manager that reads as a func
     def _give_back(self, slots: list[Slot[T]]) -> None:
         for slot in slots:
             self._engine.give_back(slot)
+
+
+class _AheadOf:
+    """A clock that is ahead of another one."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self._clock() + self.seconds
 
 
 class _Faulty:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio
+import anyio.lowlevel
 import asyncpg  # type: ignore[import-untyped] # has no types
 import httpx
 import pytest
@@ -17,6 +18,7 @@ from connectionpools_fastapi import (
     PoolTimeout,
     ResourceUnavailable,
 )
+from connectionpools_fastapi.adapters.aiosqlite import AiosqliteManager
 from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
 from connectionpools_fastapi.adapters.sqlite import SqliteManager
 from connectionpools_fastapi.testing import faults, started
@@ -158,6 +160,59 @@ async def test_killed_connection_raises_error_of_driver(postgres_url: str) -> No
 
 
 # --- bad input ------------------------------------------------------------------------------------
+
+
+async def test_skewed_clock_retires_what_is_old(backend: Backend) -> None:
+    async with backend.pool(max_lifetime=1800) as pool:
+        for expected in (1, 2, 3):
+            async with pool.lease():
+                assert pool.stats().creates == expected
+            with faults(pool) as fault:
+                fault.skew(1800)
+        check(pool)
+
+
+async def test_skewed_clock_cleans_what_is_idle_at_once(backend: Backend) -> None:
+    async with backend.pool(max_idle=60) as pool:
+        async with pool.lease():
+            pass
+        with faults(pool) as fault:
+            fault.skew(30)
+            assert pool.free == 1
+            fault.skew(60)  # it has a jitter
+            assert pool.free == 0
+
+
+async def test_skewed_clock_ends_wait(backend: Backend) -> None:
+    async def wait(pool: ConnectionPool[Any]) -> None:
+        with pytest.raises(PoolTimeout):
+            await pool.acquire(timeout=10)
+
+    async with backend.pool(limit=1) as pool:
+        with faults(pool) as fault:
+            async with fault.saturated(), anyio.create_task_group() as tasks:
+                began = anyio.current_time()
+                tasks.start_soon(wait, pool)
+                while not pool.waiting:
+                    await anyio.lowlevel.checkpoint()
+                fault.skew(10)
+        assert anyio.current_time() == began
+
+
+async def test_clock_is_not_skewed_back(backend: Backend) -> None:
+    async with backend.pool() as pool:
+        with faults(pool) as fault, pytest.raises(PoolConfigError, match="seconds must"):
+            fault.skew(-1)
+
+
+def test_thread_skews_clock_of_pool_in_other_loop(tmp_path: Path) -> None:
+    db = ConnectionPool(AiosqliteManager(tmp_path / "app.db"), max_lifetime=1800, name="db")
+    with TestClient(installed(db)), faults(db) as fault:
+        assert db.stats().creates == 0
+        with fault.saturated_sync():
+            fault.skew(1800)
+        with fault.saturated_sync():
+            assert db.stats().creates == 2 * db.limit
 
 
 async def test_hook_that_pool_has_not_is_refused(backend: Backend) -> None:
