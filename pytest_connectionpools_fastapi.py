@@ -67,13 +67,16 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Look on at the leases of a test."""
     if not item.config.getoption("--pool-guard"):
         return (yield)
-    from connectionpools_fastapi.testing import guard
+    from connectionpools_fastapi.testing import GuardError, guard
 
     allowed = {
         kind: mark.kwargs.get("reason", "") for mark in item.iter_markers("pool_guard_allow") for kind in mark.args
     }
-    with guard(allow=allowed):
-        return (yield)
+    try:
+        with guard(allow=allowed):
+            return (yield)
+    except GuardError as error:
+        pytest.fail(str(error), pytrace=False)  # a traceback would show the guard, and not the route
 
 
 @pytest.fixture

@@ -131,9 +131,12 @@ class Engine(Generic[T]):
             WrongEventLoop: If they belong to another loop.
         """
         if self.hooks.are_async and not self.is_here() and self.state.is_open:
+            if self.executor.has_lost_loop():
+                raise self.executor.orphaned()
             msg = (
                 f"pool {self.name!r}: its resources belong to the event loop that opened it, and this is another loop "
-                "or a thread. Lease in that loop (in sync endpoints through Leased), or write the hooks as `def`"
+                "or a thread. Lease in that loop (in sync endpoints through Leased), or write the hooks as `def`. A "
+                "test opens the pool in its own loop, as the fixture `started_app` does"
             )
             raise WrongEventLoop(msg)
 

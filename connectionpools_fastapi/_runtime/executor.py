@@ -414,7 +414,8 @@ class Executor(Generic[T]):
         """Say that the pool's loop has ended without the pool."""
         msg = (
             f"pool {self._state.policy.name!r}: the event loop that opened it has ended. "
-            "Close a pool before its loop ends; now write `await pool.close()` in another one, and open it again there"
+            "Close a pool before its loop ends; now write `await pool.close()` in another, and open it again there. "
+            "A test opens the pool in its own loop, as the fixture `started_app` does"
         )
         return own(WrongEventLoop(msg))
 

@@ -20,6 +20,11 @@ RELEASE = re.compile(r"\s*RELEASE\s+(?:SAVEPOINT\s+)?(\S+)", re.IGNORECASE)
 DML = frozenset({"INSERT", "UPDATE", "DELETE", "REPLACE"})
 # What a lease's connection has of its own in a sandbox: in the session, setting them would end the transaction.
 VIRTUAL = frozenset({"autocommit", "isolation_level"})
+BUSY = (
+    "a sandbox needs the file for itself, and another connection writes to it: perhaps a sandbox of another pool, or "
+    'another process of the tests. Name one pool of a file, as @pytest.mark.pool_sandbox("db"), and give each process '
+    "its own file"
+)
 NEVER_ENDS = True  # of `autocommit`: sqlite3's commit and rollback do nothing
 
 
@@ -181,7 +186,10 @@ def begin(session: Session) -> None:
         try:
             session.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_READONLY:
+            kind = error.sqlite_errorcode & 0xFF
+            if kind == sqlite3.SQLITE_BUSY:
+                raise own(PoolError(BUSY)) from error
+            if kind != sqlite3.SQLITE_READONLY:
                 raise
             session.execute("BEGIN")
     session.execute("SAVEPOINT pool_lease")

@@ -228,3 +228,55 @@ def test_guard_fails_tests_unless_a_mark_gives_reason(tmp_path: Path, address: s
         assert outcome.format("test_it.py::test_") in said, said
     assert "GET /twice takes a second lease of the same pool" in said
     assert "'second' is allowed with a reason" in said
+
+
+OTHER_LOOP = """
+import asyncio
+import os
+
+import pytest
+
+from connectionpools_fastapi import ConnectionPool
+from connectionpools_fastapi.adapters.psycopg import PsycopgManager
+
+lasting, ending = (ConnectionPool(PsycopgManager(os.environ["DATABASE"]), name=name) for name in ("lasting", "ending"))
+
+
+@pytest.fixture(scope="module")
+def opened():
+    with asyncio.Runner() as runner:
+        runner.run(lasting.open())
+        yield
+        runner.run(lasting.close())
+
+
+async def use(pool):
+    async with pool.lease():
+        pass
+
+
+@pytest.mark.asyncio
+async def test_lasting(opened):
+    await use(lasting)
+
+
+@pytest.mark.asyncio
+async def test_begins():
+    await ending.open()
+
+
+@pytest.mark.asyncio
+async def test_goes_on():
+    try:
+        await use(ending)
+    finally:
+        await ending.close()
+"""
+
+
+def test_pool_of_another_tests_loop_is_told_with_the_fix(tmp_path: Path, address: str) -> None:
+    code, said = run(tmp_path, OTHER_LOOP, conftest="", DATABASE=address)
+    assert (code, "2 failed, 1 passed" in said) == (1, True), said
+    for told in ("'lasting': its resources belong to the event loop that opened it", "'ending': the event loop that"):
+        assert f"WrongEventLoop: pool {told}" in said, said
+    assert said.count("A test opens the pool in its own loop, as the fixture `started_app` does") >= 2

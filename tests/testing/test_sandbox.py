@@ -26,6 +26,7 @@ from connectionpools_fastapi import (
     WouldDeadlock,
     install_pools,
 )
+from connectionpools_fastapi.adapters.aiosqlite import AiosqliteManager
 from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
 from connectionpools_fastapi.adapters.psycopg import PsycopgManager
 from connectionpools_fastapi.adapters.smtp import SmtpManager
@@ -326,6 +327,15 @@ async def test_two_sandboxes_at_once_are_refused(db: ConnectionPool[asyncpg.Conn
                 pass
         async with db.lease():  # which goes on
             pass
+
+
+@pytest.mark.parametrize("manager", [SqliteManager, AiosqliteManager])
+async def test_second_sandbox_of_one_sqlite_file_is_told(manager: Any, tmp_path: Path) -> None:
+    one, other = (ConnectionPool[Any](manager(tmp_path / "app.db", timeout=0), name=name) for name in ("db", "report"))
+    async with one, other, sandbox(one):
+        with pytest.raises(PoolError, match=r'needs the file for itself.*@pytest.mark.pool_sandbox\("db"\)'):
+            async with sandbox(other):
+                pass
 
 
 async def test_sync_sandbox_in_loop_is_refused(db: ConnectionPool[asyncpg.Connection]) -> None:
