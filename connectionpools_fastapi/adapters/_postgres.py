@@ -131,8 +131,8 @@ COMMIT_IN_SANDBOX = (
 # --- state of a session --------------------------------------------------------------------
 
 # What a session has that outlasts a transaction: names and values. The server does not list settings with a dot in
-# their names, such as app.tenant, so it is asked about those that policies, functions, views, defaults and prepared
-# statements name.
+# their names, such as app.tenant, so it is asked about those that policies, functions, defaults and prepared statements
+# name.
 SESSION_STATE = r"""
 SELECT 'the setting ' || name, setting FROM pg_catalog.pg_settings WHERE source = 'session'
 UNION ALL SELECT 'the setting ' || name, value FROM (
@@ -140,7 +140,6 @@ UNION ALL SELECT 'the setting ' || name, value FROM (
         SELECT DISTINCT found[1] FROM (
             SELECT pg_catalog.concat(qual, with_check) FROM pg_catalog.pg_policies
             UNION ALL SELECT prosrc FROM pg_catalog.pg_proc WHERE pronamespace <> 'pg_catalog'::pg_catalog.regnamespace
-            UNION ALL SELECT definition FROM pg_catalog.pg_views WHERE schemaname <> 'pg_catalog'
             UNION ALL SELECT pg_catalog.pg_get_expr(adbin, adrelid) FROM pg_catalog.pg_attrdef
             UNION ALL SELECT statement FROM pg_catalog.pg_prepared_statements
         ) AS texts(content),
@@ -158,6 +157,11 @@ UNION ALL SELECT 'the prepared statement ' || name, '' FROM pg_catalog.pg_prepar
 UNION ALL SELECT 'the cursor ' || name, '' FROM pg_catalog.pg_cursors WHERE is_holdable
 """
 
+# Statements that write, by their text.
+WRITES = re.compile(
+    r"\s*(?:insert|update|delete|merge|create|alter|drop|truncate|with\b.*\b(?:insert|update|delete|merge))\b",
+    re.IGNORECASE | re.DOTALL,
+)
 # Statements that leave something in a session, by their text. In a sandbox the server cannot tell: what ends with a
 # transaction, as SET LOCAL, lasts as long as the one of the sandbox.
 LEAVES_STATE = re.compile(

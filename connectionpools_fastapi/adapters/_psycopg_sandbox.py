@@ -14,18 +14,13 @@ from connectionpools_fastapi import Loan
 from connectionpools_fastapi.errors import PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
-from ._postgres import BEGIN_SANDBOX, COMMIT_IN_SANDBOX, LEAVES_STATE
+from ._postgres import BEGIN_SANDBOX, COMMIT_IN_SANDBOX, LEAVES_STATE, WRITES
 from ._psycopg_leases import fault
 from ._psycopg_scripts import ROLLBACK_AND_DISCARD_ALL, Steps, ask, state_of
 from ._savepoints import KEEP, UNDO, control_of, lost, refusal, statements
 from ._session_state import undone
 
 ENDS = (b"COMMIT", b"ROLLBACK")  # compared with what may not be hashable
-# A transaction that has written holds a lock on its own number, and so does a savepoint.
-COUNT_WRITING = """
-SELECT pg_catalog.count(*) FROM pg_catalog.pg_locks
-WHERE locktype = 'transactionid' AND pid = pg_catalog.pg_backend_pid();
-"""
 DISCARD_ALL_BUT_THE_TRANSACTION = ROLLBACK_AND_DISCARD_ALL.decode().replace("ROLLBACK;", "") + ";"
 
 
@@ -68,6 +63,8 @@ def _checked(kind: Any) -> Any:
                 raise refusal("this statement", "write `conn.transaction()`, `conn.commit()` or `conn.rollback()`")
             if LEAVES_STATE.match(sql) is not None:
                 self._conn.leaves_state = True
+            if WRITES.match(sql) is not None:
+                self._conn.has_written = True
             return super()._get_prepared(query, *args)
 
     return Checked
@@ -77,7 +74,7 @@ def _mapped(kind: Any) -> Any:
     """Derive a class of a lease's connection that maps transactions to the savepoint."""
 
     class Mapped(kind):  # type: ignore[misc] # a connection of psycopg
-        has_begun = leaves_state = False
+        has_begun = has_written = leaves_state = False
 
         def cursor(self, *args: Any, **options: Any) -> Any:
             cursor = super().cursor(*args, **options)
@@ -92,7 +89,7 @@ def _mapped(kind: Any) -> Any:
         def _exec_command(self, command: Any, *args: Any, **options: Any) -> Steps:
             if command not in ENDS:
                 return (yield from super()._exec_command(command, *args, **options))
-            self.has_begun = False
+            self.has_begun = self.has_written = False
             yield from _end(self, command, super()._exec_command)
             return None
 
@@ -116,6 +113,7 @@ def _mapped(kind: Any) -> Any:
 def _async_in_sandbox(kind: Any) -> Any:
     class InSandbox(_mapped(kind)):  # type: ignore[misc] # made above
         has_begun: bool
+        has_written: bool
 
         async def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
             try:
@@ -135,6 +133,7 @@ def _async_in_sandbox(kind: Any) -> Any:
                     await self.run(keep(self))
             finally:
                 self.has_begun = not is_outer
+                self.has_written = self.has_written and not is_outer
 
     return InSandbox
 
@@ -143,6 +142,7 @@ def _async_in_sandbox(kind: Any) -> Any:
 def _sync_in_sandbox(kind: Any) -> Any:
     class InSandbox(_mapped(kind)):  # type: ignore[misc] # as above
         has_begun: bool
+        has_written: bool
 
         def wait(self, gen: Any, *args: Any, **options: Any) -> Any:
             try:
@@ -162,6 +162,7 @@ def _sync_in_sandbox(kind: Any) -> Any:
                     self.run(keep(self))
             finally:
                 self.has_begun = not is_outer
+                self.has_written = self.has_written and not is_outer
 
     return InSandbox
 
@@ -193,25 +194,16 @@ class _PsycopgSandbox(ResourceManager[Any]):
         connection.wire.was_cut_off = False  # its query is over if the next one can be sent
         if why := fault(connection):
             raise own(PoolError(why))
-        has_begun = connection.lent is not None and connection.lent.has_begun
+        has_lost = connection.lent is not None and connection.lent.has_begun and connection.lent.has_written
         loan = connection.leases.end(connection)
-        is_loss = has_begun and connection.pgconn.transaction_status == TransactionStatus.INTRANS
-        return self._undo(loan if is_loss and not loan.has_failed else None, reset)
-
-    def _undo(self, loan: Loan | None, reset: Callable[[], Steps]) -> Steps:
-        connection = self._connection
-        if loan is None:
-            yield from undo(connection)
-        else:
-            before, _, after = yield from ask(connection, f"{COUNT_WRITING}{UNDO}{COUNT_WRITING}".encode())
-            if before.get_value(0, 0) != after.get_value(0, 0):
-                loan.warn(connection.lost)
-        return (yield from reset())
+        if has_lost and connection.pgconn.transaction_status == TransactionStatus.INTRANS and not loan.has_failed:
+            loan.warn(connection.lost)
+        return reset()
 
     def _reset(self) -> Steps:
         connection = self._connection
         reset = DISCARD_ALL_BUT_THE_TRANSACTION if self._resets_session else ""
-        yield from ask(connection, f"{reset}{KEEP}".encode())
+        yield from ask(connection, f"{UNDO}{reset}{KEEP}".encode())
         if self._resets_session:
             connection.leases.forget_prepared(connection)
         else:
@@ -222,6 +214,7 @@ class _PsycopgSandbox(ResourceManager[Any]):
         return self._reset_and_tell if lent is not None and lent.leaves_state else self._reset
 
     def _reset_and_tell(self) -> Steps:
+        yield from undo(self._connection)  # first: what a rollback undoes is no state of the session
         before = yield from state_of(self._connection)
         yield from self._reset()
         return undone(before, (yield from state_of(self._connection)))

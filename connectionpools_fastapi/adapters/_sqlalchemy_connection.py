@@ -3,7 +3,6 @@
 # ruff: noqa: SLF001 - stands for a connection of SQLAlchemy, with its private members
 
 import asyncio
-import re
 from functools import cache, cached_property
 from typing import Any, NoReturn
 
@@ -16,6 +15,8 @@ from sqlalchemy.util.concurrency import greenlet_spawn
 
 from connectionpools_fastapi import Loan
 
+from ._postgres import WRITES
+
 # Attributes that the objects of a lease do not copy.
 NOT_OF_CONNECTION = frozenset({"_dbapi_connection", "dispatch"})
 NOT_OF_ADAPTER = frozenset({"_connection", "_execute_mutex"})
@@ -23,10 +24,6 @@ NOT_OF_ADAPTER = frozenset({"_connection", "_execute_mutex"})
 LOST = (
     "it has written within a transaction that was not committed, and that is rolled back: write `await conn.commit()` "
     "at the end, or `async with conn.begin()` around it, or use LeasedSession, which commits"
-)
-WRITES = re.compile(
-    r"\s*(?:insert|update|delete|merge|create|alter|drop|truncate|with\b.*\b(?:insert|update|delete|merge))\b",
-    re.IGNORECASE | re.DOTALL,
 )
 
 

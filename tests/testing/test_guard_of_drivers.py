@@ -156,3 +156,16 @@ async def test_change_of_subclass_is_not_passed_over(postgres_url: str) -> None:
         async with ConnectionPool(Own(postgres_url), name="db") as db, db.lease() as conn:
             await conn.execute("SET work_mem = '5MB'")
     assert len(changed) == 1
+
+
+async def test_committed_block_and_a_read_after_it_leave_nothing(postgres_url: str) -> None:
+    kind = next(kind for kind in KINDS if kind.name == "psycopg")
+    async with ConnectionPool(kind.make(postgres_url), name="db") as db, sandbox(db):
+        async with db.lease() as conn:
+            await conn.execute("CREATE TABLE IF NOT EXISTS blocks (n int)")
+            await conn.commit()
+        with guard():
+            async with db.lease() as conn:
+                async with conn.transaction():
+                    await conn.execute("INSERT INTO blocks VALUES (1)")
+                await conn.execute("SELECT n FROM blocks")
