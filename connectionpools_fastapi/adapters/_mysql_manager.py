@@ -313,7 +313,8 @@ class MysqlManager(ResourceManager[T]):
                     await connection.break_off()
         finally:
             connection.abort()
-            connection.end_lease()
+            if connection.lent is None or connection.lent.loan.is_over:  # else a test has killed it
+                connection.end_lease()
 
     def _mistake(self, what: str) -> PoolConfigError:
         return own(PoolConfigError(f"{type(self).__name__}: {what}"))

@@ -201,6 +201,11 @@ class Leasable:
         connecting = super()._connect_gen(conninfo, **options)  # type: ignore[misc] # as above
         return limited(connecting, conninfo)  # psycopg 3.2 applies the limit here
 
+    @property
+    def is_given_back(self) -> bool:
+        """Whether the lease of the pool's connection is over, and its object still has what it needs for use."""
+        return self.lent is not None and (self.lent.loan is None or self.lent.loan.is_over)
+
     def remember(self) -> None:
         """Make each lease begin with the present settings of the connection."""
         self.leases = Leases(self, type(self).new_lock)

@@ -219,7 +219,7 @@ class SyncPsycopgManager(BasePsycopgManager[Connection[Any]]):
         connection: Any = resource
         connection.break_off()
         connection.close()
-        if connection.lent is not None and connection.closed:
+        if connection.is_given_back and connection.closed:
             connection.leases.end(connection)
 
 

@@ -385,6 +385,15 @@ class SyncSqlalchemyManager(ResourceManager[Connection]):
             with suppress(Exception):  # it is closed already, unless a lease has detached it
                 connection.driven.close()
 
+    def kill(self, resource: Connection) -> None:
+        """Close the driver's connection, whose lease goes on; for the faults of tests.
+
+        Args:
+            resource: The connection.
+        """
+        driven = cast("PooledConnection", resource).driven
+        (driven.close if self._below is None else partial(self._below.clean, driven))()
+
 
 def _keep(driven: Any) -> None:
     """Make a driver's connection keep what SQLAlchemy has set up on it."""

@@ -253,5 +253,5 @@ class PsycopgManager(BasePsycopgManager[AsyncConnection[Any]]):
         finally:
             resource.tasks.readiness = None
             await resource.close()
-            if resource.lent is not None and not resource.wire.waits:
+            if resource.is_given_back and not resource.wire.waits:
                 resource.leases.end(resource)

@@ -290,6 +290,14 @@ class SqlalchemyManager(ResourceManager[AsyncConnection]):
                 await resource.invalidate()  # else it would try to end its transaction
                 await resource.close()
 
+    async def kill(self, resource: AsyncConnection) -> None:
+        """Close the driver's connection, whose lease goes on; for the faults of tests.
+
+        Args:
+            resource: The connection.
+        """
+        await awaited(self._driver.clean(cast("PooledConnection", resource).driven))
+
     def _aim(self, source: object) -> None:
         """Set the driver's manager and the URL from a source."""
         if isinstance(source, ResourceManager):

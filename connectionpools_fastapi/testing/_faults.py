@@ -166,12 +166,26 @@ class faults(Generic[T]):  # noqa: N801 - a context manager that reads as a func
 
         Returns:
             How many resources.
+
+        Raises:
+            PoolConfigError: If the pool is in a sandbox, which would be lost.
         """
-        if not self._engine.is_here():
+        engine = self._engine
+        if self._pool._engine is not engine or engine.hooks._hooks["clean"] is None:
+            raise PoolConfigError(
+                f"pool {self._pool.name!r}: nothing can be killed, since it is in a sandbox, or has no `clean`"
+            )
+        if not engine.is_here():
             return await anyio.to_thread.run_sync(self.kill_sync)
-        slots = list(self._engine.inventory.taken.values())
+        slots = list(engine.inventory.taken.values())
+        kill = getattr(self._pool.manager, "kill", None)
         for slot in slots:
-            await self._engine.hooks.clean(slot.resource)
+            if kill is None:
+                await engine.hooks.clean(slot.resource)
+            elif inspect.iscoroutinefunction(kill):
+                await kill(slot.resource)
+            else:
+                await anyio.to_thread.run_sync(kill, slot.resource)
         return len(slots)
 
     def kill_sync(self) -> int:

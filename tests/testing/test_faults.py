@@ -21,7 +21,7 @@ from connectionpools_fastapi import (
 from connectionpools_fastapi.adapters.aiosqlite import AiosqliteManager
 from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
 from connectionpools_fastapi.adapters.sqlite import SqliteManager
-from connectionpools_fastapi.testing import faults, started
+from connectionpools_fastapi.testing import faults, sandbox, started
 from tests.support import Backend, PlainBackend, check
 from tests.web import installed, things
 
@@ -160,6 +160,15 @@ async def test_killed_connection_raises_error_of_driver(postgres_url: str) -> No
 
 
 # --- bad input ------------------------------------------------------------------------------------
+
+
+async def test_nothing_is_killed_in_a_sandbox(tmp_path: Path) -> None:
+    db = ConnectionPool(SqliteManager(tmp_path / "app.db"), name="db")
+    async with db:
+        with faults(db) as fault:
+            async with sandbox(db), db.lease():
+                with pytest.raises(PoolConfigError, match="it is in a sandbox"):
+                    await fault.kill()
 
 
 async def test_skewed_clock_retires_what_is_old(backend: Backend) -> None:
