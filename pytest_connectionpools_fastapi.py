@@ -80,7 +80,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 @pytest.fixture
-def started_app(request: pytest.FixtureRequest) -> Iterator[Any]:
+def started_app(request: pytest.FixtureRequest, app: Any) -> Iterator[Any]:  # noqa: ARG001 - which may have parameters
     """Run the lifespan of the application that your fixture `app` returns, and yield a client that speaks to it.
 
     In an `async def` test it is an httpx.AsyncClient, and all runs in the loop of the test, of pytest-asyncio or
@@ -90,12 +90,11 @@ def started_app(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 
 @pytest.fixture
-def pool_sandbox(request: pytest.FixtureRequest) -> Iterator[Any]:
+def pool_sandbox(request: pytest.FixtureRequest, started_app: Any) -> Iterator[Any]:  # noqa: ARG001 - for its effect
     """Put the pools of the started application into sandboxes until the test ends; yield them by their names.
 
     The mark `pool_sandbox("db")` names the pools; without it these are all whose managers have a sandbox.
     """
-    request.getfixturevalue("started_app")
     yield from _provide(request, "pool_sandbox")
 
 
@@ -112,13 +111,6 @@ def _provide(request: pytest.FixtureRequest, name: str) -> Iterator[Any]:
     yield request.getfixturevalue(f"_{name}_of_{kind}")
 
 
-def _app_of(request: pytest.FixtureRequest) -> Any:
-    try:
-        return request.getfixturevalue("app")
-    except pytest.FixtureLookupError:
-        pytest.fail("started_app needs a fixture `app` that returns your application: write one in conftest.py")
-
-
 def _names_of(request: pytest.FixtureRequest) -> tuple[str, ...]:
     mark = request.node.get_closest_marker("pool_sandbox")
     return () if mark is None else mark.args
@@ -127,14 +119,14 @@ def _names_of(request: pytest.FixtureRequest) -> tuple[str, ...]:
 async def _started_app(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     from connectionpools_fastapi.testing._fixtures import started_client
 
-    async with started_client(_app_of(request)) as client:
+    async with started_client(request.getfixturevalue("app")) as client:
         yield client
 
 
 async def _pool_sandbox(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     from connectionpools_fastapi.testing._fixtures import sandboxes
 
-    async with sandboxes(_app_of(request), _names_of(request)) as pools:
+    async with sandboxes(request.getfixturevalue("app"), _names_of(request)) as pools:
         yield pools
 
 
@@ -147,7 +139,7 @@ _pool_sandbox_of_anyio = pytest.fixture(_pool_sandbox, name="_pool_sandbox_of_an
 def _started_app_of_sync(request: pytest.FixtureRequest) -> Iterator[Any]:
     from connectionpools_fastapi.testing._fixtures import started_test_client
 
-    with started_test_client(_app_of(request)) as client:
+    with started_test_client(request.getfixturevalue("app")) as client:
         yield client
 
 
@@ -155,7 +147,7 @@ def _started_app_of_sync(request: pytest.FixtureRequest) -> Iterator[Any]:
 def _pool_sandbox_of_sync(request: pytest.FixtureRequest) -> Iterator[Any]:
     from connectionpools_fastapi.testing._fixtures import sync_sandboxes
 
-    with sync_sandboxes(_app_of(request), _names_of(request)) as pools:
+    with sync_sandboxes(request.getfixturevalue("app"), _names_of(request)) as pools:
         yield pools
 
 

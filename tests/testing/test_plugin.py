@@ -100,11 +100,15 @@ def test_sync(started_app, pool_sandbox, time):
 def test_unknown_pool(started_app, pool_sandbox): ...
 
 
-class TestWithoutApplication:
-    @pytest.fixture
-    def app(self, nothing): ...
+class TestManyApplications:
+    @pytest.fixture(params=[1, 2])
+    def app(self, request, app):
+        app.state.number = request.param
+        return app
 
-    def test_started(self, started_app): ...
+    def test_started(self, started_app, app):
+        assert started_app.get("/users").json() == []
+        assert app.state.number in (1, 2)
 
 
 async def test_without_plugin(started_app): ...
@@ -149,9 +153,8 @@ def fixture_address(postgres_url: str) -> str:
 
 def test_fixtures_fit_each_kind_of_test_and_tell_mistakes(tmp_path: Path, address: str) -> None:
     code, said = run(tmp_path, EACH_KIND, DATABASE=address)
-    assert (code, "6 passed, 3 errors" in said) == (1, True), said
+    assert (code, "8 passed, 2 errors" in said) == (1, True), said
     assert "the application has no pool named cache; it has db" in said
-    assert "needs a fixture `app` that returns your application" in said
     assert "needs @pytest.mark.anyio, or pytest-asyncio and its mark" in said
 
 
@@ -159,6 +162,12 @@ def test_page_begins_with_a_test_that_passes(tmp_path: Path) -> None:
     test, conftest, application = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)[:3]
     code, said = run(tmp_path, test, conftest=f"{application}\n\n{conftest}")
     assert (code, "1 passed" in said) == (0, True), said
+
+
+def test_missing_application_is_told(tmp_path: Path) -> None:
+    code, said = run(tmp_path, "def test_it(started_app): ...", conftest="")
+    assert (code, "fixture 'app' not found" in said) == (1, True), said
+    assert "def started_app(" in said
 
 
 def test_hundred_tests_add_same_row_in_two_processes(tmp_path: Path, address: str) -> None:
