@@ -8,13 +8,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar
 
 import anyio
 import anyio.to_thread
 
-from .._core.policy import DEFAULT, check_seconds
+from .._core.policy import check_seconds
 from .._core.slot import Slot
 from .._runtime.engine import Engine
 from ..errors import PoolClosed, PoolConfigError
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 Hook = Literal["create", "check", "change"]
 HOOKS: tuple[Hook, ...] = ("create", "check", "change")
+SATURATE_WITHIN = 30.0  # seconds
 
 
 @dataclass
@@ -227,7 +229,7 @@ class faults(Generic[T]):  # noqa: N801 - a context manager that reads as a func
         try:
             yield
         finally:
-            self._give_back(slots)
+            await self._give_back(slots)
 
     @contextmanager
     def saturated_sync(self) -> Iterator[None]:
@@ -236,26 +238,30 @@ class faults(Generic[T]):  # noqa: N801 - a context manager that reads as a func
         try:
             yield
         finally:
-            self._give_back(slots)
+            run_in_loop_of(self._engine, partial(self._give_back, slots))
 
     async def _take_all(self) -> list[Slot[T]]:
         engine = self._engine
         if not engine.state.is_open:
             raise PoolClosed(f"pool {self._pool.name!r}: open it first, as by the lifespan of the application")
         slots: list[Slot[T]] = []
+        terms = engine.terms(SATURATE_WITHIN, "normal")  # the pool's own timeout may be shorter than a `create`
         try:
             while len(engine.inventory.taken) < engine.state.limit:
-                slot = engine.take() or await engine.park(DEFAULT, None)
+                slot = engine.take() or await engine.park(terms, None)
                 slot.holder = "saturated by a test"
                 slots.append(slot)
         except BaseException:
-            self._give_back(slots)
+            await self._give_back(slots)
             raise
         return slots
 
-    def _give_back(self, slots: list[Slot[T]]) -> None:
-        for slot in slots:
-            self._engine.give_back(slot)
+    async def _give_back(self, slots: list[Slot[T]]) -> None:
+        """Give all back, and wait until the next caller can have them."""
+        engine = self._engine
+        changing = [(slot, lease) for slot in slots for lease in (slot.leases,) if engine.give_back(slot)]
+        for slot, lease in changing:
+            await engine.wait_changed(slot, lease)
 
 
 class _AheadOf:

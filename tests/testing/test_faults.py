@@ -122,6 +122,16 @@ async def test_saturated_pool_answers_503_until_end_of_block() -> None:
     check(pool)
 
 
+async def test_pool_is_saturated_whatever_its_timeout(backend: Backend) -> None:
+    async with backend.pool("change", timeout=0) as pool:
+        with faults(pool) as fault:
+            fault.delay("create", 1, times=10)
+            fault.delay("change", 1, times=10)
+            async with fault.saturated():
+                assert pool.taken == pool.limit
+            assert pool.free == pool.limit
+
+
 def test_plain_thread_saturates_pool_of_other_loop() -> None:
     pool = things(2, timeout=0.01)
     app = installed(pool)
