@@ -146,14 +146,35 @@ def cache_on(server: str, place: Place) -> Iterator[Redis]:
             client.delete(key)
 
 
-of_mariadb = pytest.param("mariadb", marks=pytest.mark.needs_program("mariadbd"))
+# The pool "report" has no sandbox: it would see nothing of what is written in that of "db".
+SANDBOX = pytest.mark.pool_sandbox("db")
+KINDS = [
+    pytest.param("sqlite", marks=SANDBOX),
+    pytest.param("postgres", marks=SANDBOX),
+    pytest.param("mariadb", marks=[SANDBOX, pytest.mark.needs_program("mariadbd")]),
+    pytest.param("postgres and cache", marks=pytest.mark.pool_sandbox("db", "cache")),
+]
 
 
-@pytest.fixture(name="place", params=["sqlite", "postgres", of_mariadb, "postgres and cache"])
+@pytest.fixture(name="place", params=KINDS)
 def fixture_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    """Yield a place of each kind."""
+    """Yield a place of each kind, for one test."""
+    with place_of(request, tmp_path) as place:
+        yield place
+
+
+@pytest.fixture(name="shared_place", params=KINDS, scope="module")
+def fixture_shared_place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Yield a place of each kind, for all tests of a module: in a sandbox, none leaves anything behind."""
+    with place_of(request, tmp_path_factory.mktemp("links")) as place:
+        yield place
+
+
+@contextmanager
+def place_of(request: pytest.FixtureRequest, directory: Path) -> Iterator[Place]:
+    """Make a place of the kind that a fixture asks for."""
     if request.param == "sqlite":
-        yield SqlitePlace(tmp_path / "links.db")
+        yield SqlitePlace(directory / "links.db")
         return
     if request.param == "mariadb":
         with database_of(request.getfixturevalue("mariadb_server")) as place_there:

@@ -14,17 +14,25 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.types import Message
 from starlette.websockets import WebSocketDisconnect
 
 import example_app
+from connectionpools_fastapi.testing import faults
 from example_app import Settings, create_app, store
 from example_app.feed import BACKLOG, Feed
 from example_app.models import RESERVED_CODES, Click
 from example_app.pools import urls_of
 from example_app.settings import SettingsError
-from tests.link_places import Place, SqlitePlace, fixture_place, fixture_sqlite_place  # noqa: F401 - pytest finds them
+from tests.link_places import (
+    Place,
+    SqlitePlace,
+    fixture_place,  # noqa: F401 - pytest finds it, and the next two
+    fixture_shared_place,  # noqa: F401
+    fixture_sqlite_place,  # noqa: F401
+)
 
 STATIC = Path(example_app.__file__).parent / "static"
 XSS = "https://example.com/?q=<script>alert(1)</script>&r=\"'><img src=x onerror=alert(2)>"
@@ -37,7 +45,20 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-def client(place: Place) -> Iterator[TestClient]:
+def app(shared_place: Place) -> FastAPI:
+    return shared_place.app()
+
+
+@pytest.fixture
+def client(started_app: TestClient, pool_sandbox: object) -> TestClient:  # noqa: ARG001 - for its effect
+    """A client whose links are gone after the test; its requests share one connection."""
+    started_app.follow_redirects = False
+    return started_app
+
+
+@pytest.fixture
+def committing(place: Place) -> Iterator[TestClient]:
+    """A client whose links can be seen from outside."""
     with TestClient(place.app(), follow_redirects=False) as client:
         yield client
 
@@ -46,13 +67,6 @@ def client(place: Place) -> Iterator[TestClient]:
 def sqlite_client(sqlite_place: SqlitePlace) -> Iterator[TestClient]:
     """A client for what no database has a part in."""
     with TestClient(sqlite_place.app(), follow_redirects=False) as client:
-        yield client
-
-
-@pytest.fixture
-def narrow(place: Place) -> Iterator[TestClient]:
-    """A client of an application with one connection: a request that holds it without need shows."""
-    with TestClient(place.app(pool_limit=1), follow_redirects=False) as client:
         yield client
 
 
@@ -84,7 +98,7 @@ def test_a_url_gets_a_short_code_and_an_address(client: TestClient) -> None:
     assert link["clicks"] == 0
     assert datetime.fromisoformat(link["created"]).tzinfo == UTC
     assert re.fullmatch("[2-9b-df-hj-np-tv-xz]{7}", link["code"])
-    assert response.headers["location"] == f"http://testserver/{link['code']}"
+    assert response.headers["location"] == f"http://test/{link['code']}"
 
 
 def test_a_code_of_ones_own_is_kept(client: TestClient) -> None:
@@ -224,12 +238,12 @@ def test_following_a_link_redirects_and_counts_the_click(client: TestClient) -> 
     assert clicks_of(client, code) == 3
 
 
-def test_click_is_counted_after_the_connection_is_released(narrow: TestClient) -> None:
-    code = shorten(narrow)
+def test_click_is_counted_after_the_connection_is_released(client: TestClient) -> None:
+    code = shorten(client)
 
-    assert narrow.get(f"/{code}").status_code == 307
+    assert client.get(f"/{code}").status_code == 307
 
-    assert clicks_of(narrow, code) == 1  # though there is one connection, and the request had it
+    assert clicks_of(client, code) == 1  # though there is one connection, and the request had it
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/favicon.ico", "/live", "/%00", "/%F0%9F%A6%86", "/%ff", "/'--"])
@@ -242,15 +256,15 @@ def test_an_unknown_code_is_not_found(client: TestClient, path: str) -> None:
     assert for_people.headers["content-type"] == "text/html; charset=utf-8"
 
 
-def test_removed_link_is_gone_with_its_visits(client: TestClient, place: Place) -> None:
-    code = shorten(client)
-    client.get(f"/{code}")
+def test_removed_link_is_gone_with_its_visits(committing: TestClient, place: Place) -> None:
+    code = shorten(committing)
+    committing.get(f"/{code}")
 
-    assert client.delete(f"/api/links/{code}").status_code == 204
+    assert committing.delete(f"/api/links/{code}").status_code == 204
 
-    assert client.get(f"/{code}").status_code == 404
-    assert client.delete(f"/api/links/{code}").status_code == 404
-    assert client.get("/api/links").json() == {"links": [], "total": 0, "next": None}
+    assert committing.get(f"/{code}").status_code == 404
+    assert committing.delete(f"/api/links/{code}").status_code == 404
+    assert committing.get("/api/links").json() == {"links": [], "total": 0, "next": None}
     assert place.ask("SELECT count(*) FROM visits") == [(0,)]
 
 
@@ -313,11 +327,10 @@ def test_no_cell_of_the_export_is_a_formula(sqlite_client: TestClient) -> None:
 # --- live ---
 
 
-def test_a_click_is_told_to_every_open_page(place: Place) -> None:
-    app = place.app()
+def test_a_click_is_told_to_every_open_page(client: TestClient, app: FastAPI) -> None:
     told = [{"code": "mine", "clicks": 1}, {"code": "mine", "clicks": 2}]
     feed: Feed = app.state.feed
-    with TestClient(app, follow_redirects=False) as client, feed.listen() as heard:
+    with feed.listen() as heard:
         shorten(client, code="mine")
         with client.websocket_connect("/live") as one, client.websocket_connect("/live") as other:
             client.get("/mine")
@@ -327,14 +340,14 @@ def test_a_click_is_told_to_every_open_page(place: Place) -> None:
             assert [[page.receive_json(), page.receive_json()] for page in (one, other)] == [told, told]
 
 
-def test_an_open_page_holds_no_connection(narrow: TestClient) -> None:
-    with narrow.websocket_connect("/live") as page:
+def test_an_open_page_holds_no_connection(client: TestClient) -> None:
+    with client.websocket_connect("/live") as page:
         page.send_text("anything")
         page.send_bytes(b"\xff")
 
-        assert narrow.get("/pool/health/db").json()["taken"] == 0
-        code = shorten(narrow)
-        narrow.get(f"/{code}")
+        assert client.get("/pool/health/db").json()["taken"] == 0
+        code = shorten(client)
+        client.get(f"/{code}")
         assert page.receive_json() == {"code": code, "clicks": 1}
 
 
@@ -365,16 +378,16 @@ def test_slow_listener_loses_the_oldest_clicks() -> None:
 # --- statistics ---
 
 
-def test_the_report_sums_up_links_clicks_days_and_referrers(client: TestClient) -> None:
+def test_the_report_sums_up_links_clicks_days_and_referrers(committing: TestClient) -> None:
     for code, referrers in {
         "first": ["https://news.example/item?id=1", "", "http://["],
         "second": ["https://news.example"],
     }.items():
-        shorten(client, code=code)
+        shorten(committing, code=code)
         for referrer in referrers:
-            client.get(f"/{code}", headers={"Referer": referrer})
+            committing.get(f"/{code}", headers={"Referer": referrer})
 
-    report = client.get("/api/report").json()
+    report = committing.get("/api/report").json()
 
     assert (report["links"], report["clicks"]) == (2, 4)
     assert report["referrers"] == [{"label": "direct", "clicks": 2}, {"label": "news.example", "clicks": 2}]
@@ -469,12 +482,29 @@ def test_the_documentation_may_load_what_it_consists_of(sqlite_client: TestClien
         assert source in policy
 
 
-def test_the_health_of_every_pool_can_be_seen(client: TestClient, place: Place) -> None:
+def test_the_health_of_every_pool_can_be_seen(client: TestClient, shared_place: Place) -> None:
     health = client.get("/pool/health")
 
     assert health.status_code == 200
     assert health.json()["status"] == "pass"
-    assert set(health.json()["pools"]) == {"db", "report"} | ({"cache"} if "cache_url" in place.settings else set())
+    assert set(health.json()["pools"]) == {"db", "report"} | (
+        {"cache"} if "cache_url" in shared_place.settings else set()
+    )
+
+
+def test_exhausted_pool_answers_503_until_one_is_back(place: Place) -> None:
+    app = place.app(pool_timeout=0)
+    with TestClient(app) as client, faults(app.state.database.pools[0]) as fault:
+        with fault.saturated_sync():
+            refused = client.get("/api/links")
+            health = client.get("/pool/health")
+
+        assert (refused.status_code, refused.json()["status"]) == (503, 503)
+        assert refused.headers["content-type"] == "application/problem+json"
+        assert int(refused.headers["retry-after"]) >= 1
+        assert (health.status_code, health.json()["status"]) == (200, "warn")
+        assert health.json()["pools"]["db"]["taken"] == 5
+        assert client.get("/api/links").status_code == 200
 
 
 # --- settings ---

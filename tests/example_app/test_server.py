@@ -85,28 +85,6 @@ def test_two_hundred_requests_share_a_pool_of_five(place: Place) -> None:
     assert place.ask("SELECT count(*), sum(clicks) FROM links") == [(81, 60)]
 
 
-def test_exhausted_pool_answers_503_until_the_export_ends(place: Place) -> None:
-    codes = fill(place, links=LINKS)
-    with running(place, POOL_LIMIT="1", POOL_MIN_FREE="1", POOL_TIMEOUT="0") as (_, client):
-        with client.stream("GET", "/api/links.csv") as response:
-            export = Export(response)
-
-            refused = client.get("/api/links")
-            assert refused.status_code == 503
-            assert refused.headers["content-type"] == "application/problem+json"
-            assert int(refused.headers["retry-after"]) >= 1
-            assert refused.json()["status"] == 503
-            health = client.get("/pool/health")
-            assert (health.status_code, health.json()["status"]) == (200, "warn")
-            assert health.json()["pools"]["db"]["taken"] == 1
-
-            assert export.read_codes() == codes
-        # Not at once: what is given back is first made ready for the next one.
-        while (answer := client.get("/api/links")).status_code == 503:
-            pass
-        assert answer.status_code == 200
-
-
 # --- the end ---
 
 

@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from httpx import AsyncClient
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -21,7 +23,7 @@ from connectionpools_fastapi import ConnectionPool
 from connectionpools_fastapi.adapters.sqlalchemy import SyncSqlalchemyManager
 from example_app import store
 from example_app.pools import Db, urls_of
-from example_app.store import CodeTakenError, LinkStore
+from example_app.store import LinkStore
 from example_app.tables import LinkRow, make_tables_on
 from tests.link_places import (
     LINK,
@@ -30,6 +32,7 @@ from tests.link_places import (
     SqlitePlace,
     fixture_place,  # noqa: F401 - pytest finds it, and the next one
     fixture_postgres_place,  # noqa: F401
+    fixture_shared_place,  # noqa: F401
 )
 
 MANY = 8
@@ -41,6 +44,11 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture
+def app(shared_place: Place) -> FastAPI:
+    return shared_place.app()
+
+
 @asynccontextmanager
 async def opened(place: Place, **settings: Any) -> AsyncIterator[ConnectionPool[AsyncConnection]]:
     """Open the pool "db" of an application."""
@@ -50,6 +58,7 @@ async def opened(place: Place, **settings: Any) -> AsyncIterator[ConnectionPool[
 
 
 @pytest.mark.anyio
+@pytest.mark.pool_guard_allow("uncommitted", reason="that it is undone is what the test shows")
 async def test_what_a_request_leaves_open_is_rolled_back(place: Place) -> None:
     async with opened(place) as pool:
         async with pool.lease() as conn:
@@ -60,24 +69,24 @@ async def test_what_a_request_leaves_open_is_rolled_back(place: Place) -> None:
 
 
 @pytest.mark.anyio
-async def test_click_on_a_removed_link_is_nothing(place: Place) -> None:
-    async with opened(place) as pool, pool.lease() as conn, AsyncSession(conn) as session:
-        assert await LinkStore(session).count_click("gone", "direct") is None
+@pytest.mark.usefixtures("pool_sandbox")
+async def test_click_on_a_removed_link_is_nothing(app: FastAPI) -> None:
+    async with app.state.database.lease() as links:
+        assert await links.count_click("gone", "direct") is None
 
 
 @pytest.mark.anyio
-async def test_generated_code_in_use_is_generated_again(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("pool_sandbox")
+async def test_generated_code_in_use_is_generated_again(
+    started_app: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     letters = cycle("a" * store.CODE_LENGTH * 2 + "b" * store.CODE_LENGTH)
     monkeypatch.setattr("secrets.choice", lambda _: next(letters))
     codes = ["a" * store.CODE_LENGTH, "b" * store.CODE_LENGTH]
-    async with opened(place) as pool:
-        for code in codes:
-            async with pool.lease() as conn, AsyncSession(conn) as session:
-                assert (await LinkStore(session).add_link("https://example.com/", None)).code == code
-                await session.commit()
-        async with pool.lease() as conn, AsyncSession(conn) as session:
-            with pytest.raises(CodeTakenError):
-                await LinkStore(session).add_link("https://example.com/", codes[0])
+    for code in codes:
+        assert (await started_app.post("/api/links", json={"url": "https://example.com/"})).json()["code"] == code
+    taken = await started_app.post("/api/links", json={"url": "https://example.com/", "code": codes[0]})
+    assert taken.status_code == 409
 
 
 def test_each_report_sees_what_was_written_before_it(place: Place) -> None:
