@@ -6,7 +6,7 @@ It imports the package, and FastAPI, only in tests that use one of its fixtures.
 import inspect
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +15,9 @@ MARKS = (
     "pool_guard_allow(*kinds, reason): what --pool-guard allows this test, and why",
     "pool_sandbox(*names): the pools that the fixture pool_sandbox puts into a sandbox; without it all that can be",
 )
+
+
+LOOP_SCOPES = ("function", "class", "module", "package", "session")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -103,7 +106,7 @@ def _provide(request: pytest.FixtureRequest, name: str) -> Iterator[Any]:
     if not inspect.iscoroutinefunction(request.function):
         kind = "sync"
     elif type(request.node).__module__.startswith("pytest_asyncio"):  # also in its mode "auto"
-        kind = "asyncio"
+        kind = f"asyncio_{getattr(request.node, '_loop_scope', 'function')}"
     elif "anyio_backend" in request.fixturenames:
         kind = "anyio"
     else:
@@ -161,6 +164,9 @@ def pytest_configure(config: pytest.Config) -> None:
         import pytest_asyncio
 
         fixtures = ModuleType("connectionpools_fastapi_asyncio")  # pytest-asyncio takes its own fixtures only
-        for name, of in (("_started_app_of_asyncio", _started_app), ("_pool_sandbox_of_asyncio", _pool_sandbox)):
-            setattr(fixtures, name, pytest_asyncio.fixture(of, name=name, loop_scope="function"))
+        for scope in LOOP_SCOPES:  # the loop of a test may be that of its module, or of all tests
+            for what, of in (("started_app", _started_app), ("pool_sandbox", _pool_sandbox)):
+                name = f"_{what}_of_asyncio_{scope}"
+                copy = FunctionType(of.__code__, of.__globals__)  # pytest-asyncio notes the scope on the function
+                setattr(fixtures, name, pytest_asyncio.fixture(copy, name=name, loop_scope=scope))
         config.pluginmanager.register(fixtures)

@@ -88,6 +88,18 @@ async def test_asyncio(started_app, pool_sandbox, time):
     await in_loop(started_app)
 
 
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.parametrize("time", [1, 2])
+async def test_loop_of_session(started_app, pool_sandbox, time):
+    await in_loop(started_app)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("time", [1, 2])
+async def test_loop_of_module(started_app, pool_sandbox, time):
+    await in_loop(started_app)
+
+
 @pytest.mark.pool_sandbox("db")
 @pytest.mark.parametrize("time", [1, 2])
 def test_sync(started_app, pool_sandbox, time):
@@ -153,7 +165,7 @@ def fixture_address(postgres_url: str) -> str:
 
 def test_fixtures_fit_each_kind_of_test_and_tell_mistakes(tmp_path: Path, address: str) -> None:
     code, said = run(tmp_path, EACH_KIND, DATABASE=address)
-    assert (code, "8 passed, 2 errors" in said) == (1, True), said
+    assert (code, "12 passed, 2 errors" in said) == (1, True), said
     assert "the application has no pool named cache; it has db" in said
     assert "needs @pytest.mark.anyio, or pytest-asyncio and its mark" in said
 
