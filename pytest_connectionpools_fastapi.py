@@ -17,7 +17,7 @@ MARKS = (
 )
 
 
-LOOP_SCOPES = ("function", "class", "module", "package", "session")
+LOOP_SCOPES: Any = ("function", "class", "module", "package", "session")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -167,6 +167,6 @@ def pytest_configure(config: pytest.Config) -> None:
         for scope in LOOP_SCOPES:  # the loop of a test may be that of its module, or of all tests
             for what, of in (("started_app", _started_app), ("pool_sandbox", _pool_sandbox)):
                 name = f"_{what}_of_asyncio_{scope}"
-                copy = FunctionType(of.__code__, of.__globals__)  # pytest-asyncio notes the scope on the function
+                copy: Any = FunctionType(of.__code__, of.__globals__)  # pytest-asyncio notes the scope on the function
                 setattr(fixtures, name, pytest_asyncio.fixture(copy, name=name, loop_scope=scope))
         config.pluginmanager.register(fixtures)

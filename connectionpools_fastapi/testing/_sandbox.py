@@ -11,7 +11,6 @@ from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 import anyio
 import anyio.to_thread
 
-from .._core.policy import DEFAULT
 from .._core.slot import Slot
 from .._runtime.caller import current_task
 from .._runtime.engine import Engine
@@ -24,7 +23,8 @@ from ._loop import run_in_loop_of
 
 T = TypeVar("T")
 
-# How long a lease may wait for its turn at least, and may outlast its sandbox, in seconds.
+# How long a lease may wait for its turn at least, and the sandbox for its connection; and how long a lease may outlast
+# its sandbox, in seconds.
 TURN_WITHIN = 5.0
 END_WITHIN = 1.0
 
@@ -144,7 +144,7 @@ class sandbox(Generic[T]):  # noqa: N801 - a context manager that reads as a fun
     async def _begin(self) -> None:
         engine = self._pool._engine
         _check(self._pool)
-        slot = engine.take() or await engine.park(DEFAULT, current_task())
+        slot = engine.take() or await engine.park(engine.terms(_patience(engine), "normal"), current_task())
         slot.holder = "sandbox"
         try:
             manager = self._manager.sandbox(slot.resource)
@@ -159,7 +159,7 @@ class sandbox(Generic[T]):  # noqa: N801 - a context manager that reads as a fun
 
     def _begin_sync(self) -> None:
         engine = self._pool._engine
-        slot = engine.acquire_sync(DEFAULT)
+        slot = engine.acquire_sync(engine.terms(_patience(engine), "normal"))
         slot.holder = "sandbox"
         try:
             manager = self._manager.sandbox(slot.resource)
@@ -282,6 +282,12 @@ async def _call(engine: Engine[Any], hook: Callable[[], object]) -> None:
     await _awaited(hook() if engine.hooks.are_async else await anyio.to_thread.run_sync(hook))
 
 
+def _patience(engine: Engine[Any]) -> float | None:
+    """Return how long a lease of the sandbox, or the sandbox itself, may wait for its connection."""
+    timeout = engine.policy.timeout
+    return None if timeout is None else max(timeout, TURN_WITHIN)
+
+
 def _inner_of(pool: ConnectionPool[T], hooks: "_OfSandbox") -> ConnectionPool[Any]:
     """Make the pool of the sandbox, whose one resource has a transaction."""
     engine = pool._engine
@@ -290,7 +296,7 @@ def _inner_of(pool: ConnectionPool[T], hooks: "_OfSandbox") -> ConnectionPool[An
         hooks,
         name=policy.name,
         limit=1,
-        timeout=None if policy.timeout is None else max(policy.timeout, TURN_WITHIN),
+        timeout=_patience(engine),
         max_waiting=policy.max_waiting,
         max_hold=policy.max_hold,
         hook_timeout=policy.hook_timeout,

@@ -18,7 +18,7 @@ MINE = {"url": "https://example.com/", "code": "mine"}
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """One database for all tests: in a sandbox, none of them leaves anything behind."""
-    return Settings(database_url=f"sqlite:///{tmp_path_factory.mktemp('links')}/links.db", pool_timeout=0.1)
+    return Settings(database_url=f"sqlite:///{tmp_path_factory.mktemp('links')}/links.db", pool_timeout=1)
 
 
 @pytest.fixture

@@ -433,3 +433,9 @@ async def test_lease_that_outlasts_sandbox_is_told(db: ConnectionPool[asyncpg.Co
     async with db.lease() as conn:
         assert await conn.fetchval(COUNT) == 0
     lease.discard()
+
+
+@pytest.mark.parametrize("manager", [SqliteManager, AiosqliteManager])
+async def test_sandbox_waits_longer_for_connection_than_timeout(manager: Any, tmp_path: Path) -> None:
+    async with ConnectionPool[Any](manager(tmp_path / "app.db"), timeout=0, name="db") as db, sandbox(db), db.lease():
+        pass
