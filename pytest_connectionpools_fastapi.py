@@ -26,7 +26,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--pool-guard",
         action="store_true",
-        help="fail a test whose requests hold a lease through a stream or an HTTP call, or lose it, or use it late",
+        help="fail a test whose requests hold a lease through a stream or an HTTP call, lose it, use it late, or leave "
+        "work or state",
     )
     group.addoption(
         "--pool-report",
