@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped] # has no types
 from fastapi import FastAPI
 
-from benchmarks.apps.common import CONNECTIONS, Lend, leasing, yielding
+from benchmarks.apps.common import CONNECTIONS, Lend, leasing, limit, yielding
 from connectionpools_fastapi.adapters.asyncpg import RESET, AsyncpgManager
 
 
@@ -17,6 +17,10 @@ async def ask(connection: Any) -> Any:
 
 def leased(dsn: str) -> FastAPI:
     return leasing(AsyncpgManager(dsn), ask)
+
+
+def without_pool(dsn: str) -> FastAPI:
+    return limit(AsyncpgManager(dsn), ask)
 
 
 def own_pool(dsn: str, **options: Any) -> FastAPI:

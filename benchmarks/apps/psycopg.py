@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from psycopg import AsyncConnection
 from psycopg_pool import AsyncConnectionPool
 
-from benchmarks.apps.common import CONNECTIONS, Lend, leasing, yielding
+from benchmarks.apps.common import CONNECTIONS, Lend, leasing, limit, yielding
 from connectionpools_fastapi.adapters.psycopg import PsycopgManager
 
 
@@ -19,6 +19,10 @@ async def ask(connection: AsyncConnection[tuple[int]]) -> int | None:
 
 def leased(dsn: str) -> FastAPI:
     return leasing(PsycopgManager(dsn), ask)
+
+
+def without_pool(dsn: str) -> FastAPI:
+    return limit(PsycopgManager(dsn), ask)
 
 
 def own_pool(dsn: str, **options: Any) -> FastAPI:

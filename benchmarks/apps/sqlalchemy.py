@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from benchmarks.apps.common import CONNECTIONS, Lend, leasing, yielding
+from benchmarks.apps.common import CONNECTIONS, Lend, leasing, limit, yielding
 from connectionpools_fastapi.adapters.asyncpg import RESET
 from connectionpools_fastapi.adapters.sqlalchemy import SqlalchemyManager
 
@@ -19,6 +19,10 @@ async def ask(connection: AsyncConnection) -> Any:
 
 def leased(dsn: str) -> FastAPI:
     return leasing(SqlalchemyManager(_url(dsn)), ask)
+
+
+def without_pool(dsn: str) -> FastAPI:
+    return limit(SqlalchemyManager(_url(dsn)), ask)
 
 
 def own_pool(dsn: str, prepare: Callable[[AsyncEngine], object] = id, **options: Any) -> FastAPI:
