@@ -96,7 +96,7 @@ REDIS = Benchmark(
     run=run_redis,
     measures=MEASURES,
     claims=(throughput_of(REDIS_POOL),),
-    budget=15,
+    budget=10,
     notes={
         REDIS_POOL: "as its client does it: a connection for the command alone",
         OURS: "RedisManager, reset after use",
@@ -107,6 +107,6 @@ SQLITE = Benchmark(
     run=run_sqlite,
     measures=MEASURES,
     claims=(throughput_of(SQLITE_POOL),),
-    budget=15,
+    budget=10,
     notes={SQLITE_POOL: "asks SELECT 1 at each lease, rolls back after it", OURS: "AiosqliteManager"},
 )

@@ -110,11 +110,11 @@ def measure(
     with postgres() as database:
         for name, app in POOLS.items():
             for load in loads:
-                with serving(f"benchmarks.apps.overload:{app}", database.url) as port:
-                    before = _queries(port)
-                    seen = uvloop.run(_put_load(port, load * CAPACITY, seconds, watch))
+                with serving(f"benchmarks.apps.overload:{app}", database.url) as server:
+                    before = _queries(server.port)
+                    seen = uvloop.run(_put_load(server.port, load * CAPACITY, seconds, watch))
                     # All probes count as served, which flatters a pool that has not recovered.
-                    in_vain = max(0, _queries(port) - before - len(seen.latencies) - _probes(watch))
+                    in_vain = max(0, _queries(server.port) - before - len(seen.latencies) - _probes(watch))
                 goodput = 100 * len(seen.latencies) / seconds / CAPACITY
                 p99 = statistics.quantiles(seen.latencies or [math.nan] * 2, n=100, method="inclusive")[-1]
                 normal = f"> {watch} s" if seen.slow_until > watch - 2 * PROBE_EVERY else f"{seen.slow_until:.2f} s"

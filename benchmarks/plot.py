@@ -1,4 +1,4 @@
-"""Bars, as SVG that reads on light and dark pages; and one picture of all that is compared with a peer."""
+"""Bars and curves, as SVG that reads on light and dark pages."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,139 +6,63 @@ from textwrap import wrap
 from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
-from benchmarks.report import Results, figure, spread
-from benchmarks.rounds import OURS, Benchmark, Measure, Spread
+from benchmarks.report import figure, spread
+from benchmarks.rounds import OURS, Measure, Spread
 
-# How claims begin that compare us with a peer.
-COMPARISONS = ("the throughput of ", "the requests a second of ")
-
-WIDTH, LABELS, BARS, ROW, TOP = 860, 300, 380, 30, 62
+WIDTH, LABELS, BARS, ROW, HEAD, TOP = 860, 300, 380, 30, 34, 56
 LINE, SMALL = 16, 130  # height of a small line, and its characters
-LONGEST = 12  # times our bar; what is longer is cut, and says its figure
 
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 .title { font-size: 16px; font-weight: 600 }
 .faint { fill: #59636e; font-size: 12px }
-.ours { font-weight: 600 }
+.ours, .head { font-weight: 600 }
 rect { fill: #afb8c1 }
 rect.ours { fill: #0969da }
+rect.beside { fill: none; stroke: #8c959f; stroke-width: 1.5 }
 .spread { stroke: #59636e; stroke-width: 1.5 }
-.cut { fill: none; stroke: #ffffff; stroke-width: 3 }
 .grid { stroke: #d1d9e0; stroke-width: 1 }
 .curve { fill: none; stroke: #8c959f; stroke-width: 2.5 }
 .curve.ours { stroke: #0969da }
-.even { stroke: #59636e; stroke-width: 1.5; stroke-dasharray: 4 3 }
-circle { fill: #0969da }
-.behind { fill: #bc4c00 }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 }
   .faint { fill: #9198a1 }
   rect { fill: #59636e }
   rect.ours { fill: #4493f8 }
   .spread { stroke: #9198a1 }
-  .cut { stroke: #0d1117 }
   .grid { stroke: #30363d }
   .curve { stroke: #768390 }
   .curve.ours { stroke: #4493f8 }
-  .even { stroke: #9198a1 }
-  circle { fill: #4493f8 }
-  .behind { fill: #f0883e }
 }
 """
 
 
-# The axis of `overview`: times a peer's throughput, on a logarithmic scale.
-LEAST, MOST = 0.5, 8.0
-NAMES, AXIS, LINES = 360, 400, 40  # width of the names, of the axis, and the height of a row
+class Group(NamedTuple):
+    """Bars that belong together."""
+
+    title: str
+    found: Mapping[str, Spread]
+    compared: Mapping[str, Spread]  # ratios, for the labels
 
 
-class Compared(NamedTuple):
-    """Our throughput as a multiple of a peer's."""
-
-    peer: str
-    work: str
-    ratio: Spread
-
-
-def overview(title: str, groups: Mapping[str, Sequence[Compared]], below: str) -> str:
-    """Draw a point for each comparison, with its quartiles; what is left of 1 is behind its peer.
-
-    Args:
-        title: What all of it shows.
-        groups: The comparisons, by what they have in common.
-        below: On what it was measured.
-
-    Returns:
-        The picture.
-    """
-    small = wrap(below, SMALL)
-    rows = sum(map(len, groups.values()))
-    bottom = TOP + 26 + 34 * len(groups) + LINES * rows
-    height = bottom + 30 + LINE * len(small)
-    said = "throughput as a multiple of the peer's, logarithmic; right of 1 is faster, a line shows the quartiles"
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"',
-        f"     aria-label={quoteattr(f'{title}: {said}')}>",
-        f"<style>{STYLE}</style>",
-        f'<text class="title" x="12" y="24">{escape(title)}</text>',
-        f'<text class="faint" x="12" y="44">{escape(said)}</text>',
-    ]
-    for times in (0.5, 1, 2, 4, 8):
-        x = _place(times)
-        lines += [
-            f'<path class="{"even" if times == 1 else "grid"}" d="M {x:.1f} {TOP + 18} V {bottom}"/>',
-            f'<text class="faint" x="{x:.1f}" y="{TOP + 12}" text-anchor="middle">{times:g}</text>',
-        ]
-    top = TOP + 26
-    for group, compared in groups.items():
-        lines.append(f'<text class="ours" x="12" y="{top + 22}">{escape(group)}</text>')
-        top += 34
-        for each in compared:
-            lines += _point(top, each)
-            top += LINES
-    for place, line in enumerate(reversed(small)):
-        lines.append(f'<text class="faint" x="12" y="{height - 12 - LINE * place}">{escape(line)}</text>')
-    return "\n".join([*lines, "</svg>"]) + "\n"
-
-
-def _place(times: float) -> float:
-    share = math.log(min(max(times, LEAST), MOST) / LEAST) / math.log(MOST / LEAST)
-    return NAMES + AXIS * share
-
-
-def _point(top: int, of: Compared) -> list[str]:
-    ratio, middle = of.ratio, top + LINES / 2 - 4
-    kind = ' class="behind"' if round(ratio.median, 2) < 1 else ""
-    return [
-        f'<text x="{NAMES - 14}" y="{top + 14}" text-anchor="end">{escape(of.peer)}</text>',
-        f'<text class="faint" x="{NAMES - 14}" y="{top + 29}" text-anchor="end">{escape(of.work)}</text>',
-        f'<path class="spread" d="M {_place(ratio.low):.1f} {middle} H {_place(ratio.high):.1f}"/>',
-        f'<circle{kind} cx="{_place(ratio.median):.1f}" cy="{middle}" r="6"><title>{spread(ratio)}</title></circle>',
-        f'<text x="{NAMES + AXIS + 20}" y="{middle + 5}">{figure(ratio.median)} x</text>',
-    ]
-
-
-def bars(title: str, measure: Measure, found: Mapping[str, Spread], below: str) -> str:
-    """Draw one bar for each contestant, the best on top and ours highlighted.
+def bars(title: str, measure: Measure, beside: str, groups: Sequence[Group], below: str) -> str:
+    """Draw one bar for each contestant, the best of a group on top and ours highlighted.
 
     Args:
         title: What was done.
         measure: What the bars show.
-        found: The figures by contestant.
+        beside: With what the ratios compare.
+        groups: The figures by contestant.
         below: On what it was measured.
 
     Returns:
         The picture.
     """
-    order = sorted(found, key=lambda name: found[name].median, reverse=measure.best is max)
-    longest = max(of.median for of in found.values())
-    if OURS in found and found[OURS].median > 0:
-        longest = min(longest, LONGEST * found[OURS].median)
-    scale = BARS / (longest or 1.0)
+    scale = BARS / max(of.median for group in groups for of in group.found.values())
     small = wrap(below, SMALL)
-    height = TOP + ROW * len(order) + 22 + LINE * len(small)
-    said = f"{measure.title} in {measure.unit}, {'more' if measure.best is max else 'less'} is better"
+    height = TOP + sum(HEAD + ROW * len(group.found) for group in groups) + 22 + LINE * len(small)
+    better = "more" if measure.best is max else "less"
+    said = f"{measure.title} in {measure.unit}, {better} is better; in brackets the ratio to {beside}"
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img"',
         f"     aria-label={quoteattr(f'{title}: {said}')}>",
@@ -146,44 +70,32 @@ def bars(title: str, measure: Measure, found: Mapping[str, Spread], below: str) 
         f'<text class="title" x="12" y="24">{escape(title)}</text>',
         f'<text class="faint" x="12" y="44">{escape(said)}</text>',
     ]
-    for place, name in enumerate(order):
-        lines += _row(TOP + ROW * place, name, found[name], measure.factor, scale)
+    top = TOP
+    for group in groups:
+        lines.append(f'<text class="head" x="12" y="{top + 18}">{escape(group.title)}</text>')
+        top += HEAD
+        for name in sorted(group.found, key=lambda name: group.found[name].median, reverse=measure.best is max):
+            kind = {OURS: ' class="ours"', beside: ' class="beside"'}.get(name, "")
+            lines += _row(top, name, group, kind, factor=measure.factor, scale=scale)
+            top += ROW
     for place, line in enumerate(reversed(small)):
         lines.append(f'<text class="faint" x="12" y="{height - 12 - LINE * place}">{escape(line)}</text>')
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-def _row(top: int, name: str, of: Spread, factor: float, scale: float) -> list[str]:
-    kind = ' class="ours"' if name == OURS else ""
-    length = min(of.median * scale, BARS)
-    middle = top + 11
-    lines = [
+def _row(top: int, name: str, group: Group, kind: str, *, factor: float, scale: float) -> list[str]:
+    of, middle = group.found[name], top + 11
+    low, high = LABELS + of.low * scale, min(LABELS + of.high * scale, LABELS + BARS + 20)
+    said = figure(of.median * factor)
+    if name in group.compared:
+        said += f" ({figure(group.compared[name].median)})"
+    return [
         f'<text{kind} x="{LABELS - 10}" y="{top + 16}" text-anchor="end">{escape(name)}</text>',
-        f'<rect{kind} x="{LABELS}" y="{top}" width="{length:.1f}" height="22" rx="2">',
+        f'<rect{kind} x="{LABELS}" y="{top}" width="{of.median * scale:.1f}" height="22" rx="2">',
         f"<title>{spread(of, factor)}</title></rect>",
+        f'<path class="spread" d="M {low:.1f} {middle} H {high:.1f}"/>',
+        f'<text{kind} x="{max(LABELS + of.median * scale, high) + 8:.1f}" y="{top + 16}">{said}</text>',
     ]
-    end = LABELS + length
-    if of.median * scale > BARS + 1:
-        lines.append(f'<path class="cut" d="M {end - 26} {top - 2} l 6 13 l -6 13"/>')
-    else:
-        low, high = LABELS + of.low * scale, min(LABELS + of.high * scale, LABELS + BARS + 20)
-        lines.append(f'<path class="spread" d="M {low:.1f} {middle} H {high:.1f}"/>')
-        end = max(end, high)
-    lines.append(f'<text{kind} x="{end + 8:.1f}" y="{top + 16}">{figure(of.median * factor)}</text>')
-    return lines
-
-
-def compared(benchmarks: Mapping[str, Benchmark], results: Results) -> dict[str, list[Compared]]:
-    """Return all that is compared with a peer, in a service first."""
-    groups: dict[str, list[Compared]] = {"With a driver and a real server": [], "The pool by itself": []}
-    in_service, by_itself = groups.values()
-    for name, result in results.items():
-        group = in_service if name.startswith(("http", "redis", "sqlite")) else by_itself
-        for what, ratio in result.claimed.items():
-            if what.startswith(COMPARISONS):
-                peer = what.partition(" of ")[2].removesuffix(", same reset")
-                group.append(Compared(peer, benchmarks[name].title, ratio))
-    return groups
 
 
 def curves(title: str, axis: str, lines: Mapping[str, Sequence[tuple[float, float]]], below: str) -> str:

@@ -6,11 +6,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rounds import Benchmark, Rounds, Spread
+from benchmarks.rounds import Benchmark, Claim, Rounds, Spread
 
 AGREE = 0.15  # two runs of the same code may differ by this
 
 Machine = Mapping[str, str]
+
+
+Measured = Mapping[str, Mapping[str, Spread]]  # by measure and contestant
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,36 +21,57 @@ class Result:
     """What the rounds of one benchmark have found."""
 
     claimed: Mapping[str, Spread]
-    measured: Mapping[str, Mapping[str, Spread]]
+    measured: Measured
+    compared: Measured
 
     @classmethod
     def of(cls, rounds: Rounds) -> "Result":
-        return cls(rounds.claimed(), rounds.measured())
+        return cls(rounds.claimed(), rounds.measured(), rounds.compared())
 
     @classmethod
     def read(cls, said: Any) -> "Result":
-        return cls(
-            {what: Spread(**figures) for what, figures in said["claimed"].items()},
-            {
-                measure: {name: Spread(**figures) for name, figures in contestants.items()}
-                for measure, contestants in said["measured"].items()
-            },
-        )
+        def by_measure(of: Any) -> Measured:
+            return {measure: spreads(contestants) for measure, contestants in of.items()}
+
+        def spreads(of: Any) -> Mapping[str, Spread]:
+            return {name: Spread(**figures) for name, figures in of.items()}
+
+        return cls(spreads(said["claimed"]), by_measure(said["measured"]), by_measure(said["compared"]))
 
 
 Results = Mapping[str, Result]
 
 
-def save(path: Path, machine: Machine, results: Results) -> None:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All that one interpreter has found."""
+
+    machine: Machine
+    results: Results
+
+
+Runs = Mapping[str, Run]  # by version of Python, such as "3.11", the oldest first
+
+
+def save(path: Path, runs: Runs) -> None:
     """Write everything, for `--compare` and for other programs."""
-    said = {"machine": dict(machine), "results": {name: asdict(result) for name, result in results.items()}}
+    said = {python: asdict(run) for python, run in runs.items()}
     path.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def load(path: Path) -> tuple[Machine, Results]:
+def load(path: Path) -> Runs:
     """Read what was saved."""
     said = json.loads(path.read_text(encoding="utf-8"))
-    return said["machine"], {name: Result.read(result) for name, result in said["results"].items()}
+    return {
+        python: Run(run["machine"], {name: Result.read(result) for name, result in run["results"].items()})
+        for python, run in said.items()
+    }
+
+
+def merge(runs: Runs, python: str, run: Run) -> Runs:
+    """Put a run in the place of an older one on the same Python."""
+    merged = {**runs, python: run}
+    return {python: merged[python] for python in sorted(merged, key=lambda name: [*map(int, name.split("."))])}
 
 
 def figure(value: float) -> str:
@@ -64,57 +88,93 @@ def spread(of: Spread, factor: float = 1.0) -> str:
     return median if low == high else f"{median} ({low} to {high})"
 
 
-def targets(benchmarks: Mapping[str, Benchmark], results: Results) -> str:
-    """Return the table of all that is claimed, in Markdown."""
-    rows = ["| what | measured | target | met |", "| --- | --- | --- | --- |"]
-    for name, result in results.items():
-        benchmark = benchmarks[name]
+def targets(benchmarks: Mapping[str, Benchmark], runs: Runs) -> str:
+    """Return the table of all that is claimed, in Markdown; what misses its target is bold."""
+    columns = ["benchmark", "figure", "target", *(f"Python {python}" for python in runs)]
+    rows = [_row(*columns), _row(*["---"] * len(columns))]
+    for name, benchmark in benchmarks.items():
         for claim in benchmark.claims:
-            found = result.claimed[claim.what]
-            met = ("yes" if claim.is_met_by(found.median) else "**no**") if claim.target else ""
-            measured = f"{spread(found)} {claim.unit} {claim.what}"
-            rows.append(f"| {benchmark.title} | {measured} | {claim.target} | {met} |")
+            cells = [_claimed(claim, python, run.results.get(name)) for python, run in runs.items()]
+            if any(cells):
+                rows.append(_row(benchmark.title, claim.what, claim.target, *cells))
     return "\n".join(rows)
 
 
-def contestants(benchmark: Benchmark, result: Result) -> str:
-    """Return the figures of all contestants, best first, in Markdown."""
+def _claimed(claim: Claim, python: str, result: Result | None) -> str:
+    if result is None or (found := result.claimed.get(claim.what)) is None:
+        return ""
+    measured = f"{spread(found)} {claim.unit}"
+    return measured if claim.is_met_by(found.median, python) else f"**{measured}**"
+
+
+def contestants(name: str, benchmark: Benchmark, runs: Runs) -> str:
+    """Return the figures of all contestants, those best first that the last run found so, in Markdown."""
     tables = []
+    results = {python: run.results[name] for python, run in runs.items() if name in run.results}
     for key, measure in benchmark.measures.items():
-        found = result.measured[key]
-        order = sorted(found, key=lambda name, found=found: found[name].median)  # type: ignore[misc] # bound
+        order: dict[str, None] = {}
+        for result in reversed(results.values()):
+            found = result.measured.get(key, {})
+            order |= dict.fromkeys(sorted(found, key=lambda name, of=found: of[name].median))  # type: ignore[misc] # bound
+        names = list(order)
         if measure.best is max:
-            order.reverse()
-        rows = [f"| {measure.title} | {measure.unit} | |", "| --- | ---: | --- |"]
-        rows += [
-            f"| {name} | {spread(found[name], measure.factor)} | {benchmark.notes.get(name, '')} |" for name in order
+            names.reverse()
+        beside = f", beside {benchmark.beside}" if benchmark.beside else ""
+        rows = [
+            _row(f"{measure.title}, {measure.unit}{beside}", *(f"Python {python}" for python in results), ""),
+            _row("---", *["---:"] * len(results), "---"),
         ]
+        for each in names:
+            cells = [_measured(result, key, each, measure.factor) for result in results.values()]
+            rows.append(_row(each, *cells, benchmark.notes.get(each, "")))
         tables.append("\n".join(rows))
     return "\n\n".join(tables)
 
 
-def document(benchmarks: Mapping[str, Benchmark], machine: Machine, results: Results) -> str:
+def _measured(result: Result, measure: str, name: str, factor: float) -> str:
+    if (found := result.measured.get(measure, {}).get(name)) is None:
+        return ""
+    compared = result.compared.get(measure, {}).get(name)
+    return spread(found, factor) + (f", {figure(compared.median)} x" if compared else "")
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+WRITTEN = (
+    "Written by `python -m benchmarks`. Medians of all rounds, and the quartiles between which half of them are. "
+    "Ratios are medians of the ratios within a round. A bold figure misses its target."
+)
+
+
+def document(benchmarks: Mapping[str, Benchmark], runs: Runs) -> str:
     """Return all tables as a page in Markdown."""
     parts = [
         "# Results",
-        "Written by `python -m benchmarks`. Medians of all rounds, and the quartiles between which half of them are.",
-        "\n".join(f"- {what}: {said}" for what, said in machine.items()),
-        targets(benchmarks, results),
+        WRITTEN,
+        *(f"Python {python}\n\n" + machine_of(run) for python, run in runs.items()),
+        targets(benchmarks, runs),
     ]
-    for name, result in results.items():
-        parts += [f"## {benchmarks[name].title}", contestants(benchmarks[name], result)]
+    for name, benchmark in benchmarks.items():
+        parts += [f"## {benchmark.title}", contestants(name, benchmark, runs)]
     return "\n\n".join(parts) + "\n"
+
+
+def machine_of(run: Run) -> str:
+    """Return on what it was measured, as a list in Markdown."""
+    return "\n".join(f"- {what}: {said}" for what, said in run.machine.items())
 
 
 BEGIN, END = "<!-- written by python -m benchmarks -->", "<!-- end of what is written -->"
 
 
-def put_into(page: str, benchmarks: Mapping[str, Benchmark], machine: Machine, results: Results) -> str:
+def put_into(page: str, benchmarks: Mapping[str, Benchmark], runs: Runs) -> str:
     """Return a page with what we claim, and on what it was measured, between its two marks."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    measured = "; ".join(machine.values())
-    return f"{before}{BEGIN}\n{targets(benchmarks, results)}\n\nMeasured on {measured}.\n{END}{after}"
+    measured = "\n".join(f"- {'; '.join(run.machine.values())}." for run in runs.values())
+    return f"{before}{BEGIN}\n{targets(benchmarks, runs)}\n\nMeasured on:\n\n{measured}\n{END}{after}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +204,6 @@ def losses(benchmarks: Mapping[str, Benchmark], before: Results, now: Results) -
             if old is None or (share := claim.loss(old.median, new.median)) <= 0:
                 continue
             apart = new.low > old.high or new.high < old.low
-            title = (
-                f"{benchmarks[name].title}: {figure(new.median)} {claim.unit} {claim.what}, was {figure(old.median)}"
-            )
-            found.append(Loss(title, share, apart and share > AGREE))
+            said = f"{claim.what}: {figure(new.median)} {claim.unit}, was {figure(old.median)}"
+            found.append(Loss(f"{benchmarks[name].title}, {said}", share, apart and share > AGREE))
     return sorted(found, key=lambda loss: -loss.share)

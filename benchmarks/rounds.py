@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 OURS = "connectionpools_fastapi"
+PURE = "connectionpools_fastapi, pure Python"  # takes part if OURS is compiled
 
 # What one round has found: measure, contestant, figure.
 Figures = defaultdict[str, dict[str, float]]
@@ -34,7 +35,7 @@ class Spread:
     @property
     def doubt(self) -> float:
         """By which share of itself the median may be off: 1.57 quartile distances / sqrt(rounds) either way is 95 %."""
-        return 1.57 * (self.high - self.low) / self.rounds**0.5 / self.median if self.median else 0.0
+        return 1.57 * (self.high - self.low) / self.rounds**0.5 / abs(self.median) if self.median else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class Claim:
     value: Callable[[Figures], float]
     at_most: float | None = None
     at_least: float | None = None
+    at_least_on: Mapping[str, float] = field(default_factory=dict)  # other versions of Python
     unit: str = "x"
 
     @property
@@ -62,25 +64,35 @@ class Claim:
         """The bound in words; empty if the figure is only told."""
         if self.at_most is not None:
             return f"≤ {self.at_most:g} {self.unit}"
-        return f"≥ {self.at_least:g} {self.unit}" if self.at_least is not None else ""
+        others = [f"{bound:g} on {python}" for python, bound in self.at_least_on.items()]
+        return ", ".join([f"≥ {self.at_least:g} {self.unit}", *others]) if self.at_least is not None else ""
 
-    def is_met_by(self, figure: float) -> bool:
-        """Whether the figure is within the bound."""
+    def is_met_by(self, figure: float, python: str = "") -> bool:
+        """Whether the figure is within the bound of this version of Python."""
         if self.at_most is not None:
             return figure <= self.at_most
-        return self.at_least is None or figure >= self.at_least
+        return self.at_least is None or figure >= self.at_least_on.get(python, self.at_least)
 
     def loss(self, before: float, now: float) -> float:
         """By which share the figure has become worse; negative if it has become better."""
         worse, better = (now, before) if self.at_most is not None else (before, now)
         if worse == better:
             return 0.0
-        return worse / better - 1 if better else math.inf
+        return worse / better - 1 if better > 0 else math.inf
 
 
-def throughput_of(peer: str, at_least: float | None = None) -> Claim:
+def ratio(measure: str, name: str, other: str) -> Callable[[Figures], float]:
+    """Divide a contestant's figure by another's."""
+    return lambda of: of[measure][name] / of[measure][other]
+
+
+def throughput_of(
+    peer: str, at_least: float | None = None, measure: str = "time", at_least_on: Mapping[str, float] | None = None
+) -> Claim:
     """Claim that we do so many times as much as a peer in the same time."""
-    return Claim(f"the throughput of {peer}", lambda of: of["time"][peer] / of["time"][OURS], at_least=at_least)
+    where = "" if measure == "time" else f", {measure}"
+    value = ratio(measure, peer, OURS)
+    return Claim(f"throughput beside {peer}{where}", value, at_least=at_least, at_least_on=at_least_on or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +101,12 @@ class Effort:
 
     rounds: tuple[int, int]  # at least and at most
     moment: float  # about how long a contestant works in a round, in seconds
-    share: float  # of the sizes of crowds, and of a benchmark's time
+    share: float = 1.0  # of the sizes of crowds
+    time: float = 1.0  # share of a benchmark's time
 
 
-FULL = Effort(rounds=(9, 300), moment=0.03, share=1.0)
+FULL = Effort(rounds=(9, 300), moment=0.03)
+QUICK = Effort(rounds=(5, 100), moment=0.02, time=0.3)
 TINY = Effort(rounds=(2, 2), moment=0.0, share=0.02)
 ENOUGH = 0.01  # no more rounds when all medians of ratios are known to 1 %
 
@@ -105,6 +119,7 @@ class Benchmark:
     run: Callable[["Rounds"], None]
     measures: Mapping[str, Measure]
     claims: tuple[Claim, ...] = ()
+    beside: str = ""  # the contestant with which the tables compare each one
     budget: float = 30.0  # seconds
     notes: Mapping[str, str] = field(default_factory=dict)  # about contestants
 
@@ -157,9 +172,18 @@ class Rounds:
 
     def measured(self) -> dict[str, dict[str, Spread]]:
         """What the rounds say of each contestant, by measure."""
+        return self._by_measure(lambda measure, name: lambda of: of[measure][name])
+
+    def compared(self) -> dict[str, dict[str, Spread]]:
+        """The ratios to the contestant that all are compared with, by measure."""
+        beside = self._benchmark.beside
+        return self._by_measure(lambda measure, name: ratio(measure, name, beside)) if beside else {}
+
+    def _by_measure(self, value: Callable[[str, str], Callable[[Figures], float]]) -> dict[str, dict[str, Spread]]:
         return {
             measure: {
-                name: Spread.of([figures[measure][name] for figures in self.played]) for name in self.played[0][measure]
+                name: Spread.of([value(measure, name)(figures) for figures in self.played])
+                for name in self.played[0][measure]
             }
             for measure in self._benchmark.measures
         }
@@ -168,6 +192,6 @@ class Rounds:
         at_least, at_most = self.effort.rounds
         if len(self.played) < at_least:
             return False
-        if len(self.played) >= at_most or spent > self._benchmark.budget * self.effort.share:
+        if len(self.played) >= at_most or spent > self._benchmark.budget * self.effort.time:
             return True
         return len(self.played) > 2 * at_least and all(spread.doubt < ENOUGH for spread in self.claimed().values())

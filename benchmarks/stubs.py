@@ -7,19 +7,16 @@ from psycopg.pq import TransactionStatus
 
 
 class Stub:
-    """What psycopg_pool, aiosqlitepool, redis-py and SQLAlchemy ask of a connection."""
+    """What psycopg_pool and SQLAlchemy ask of a connection."""
 
     pgconn = SimpleNamespace(transaction_status=TransactionStatus.IDLE, _close_notify=None)
 
 
 class AsyncStub(Stub):
-    """A connection for tasks; takes whatever options a pool has for it."""
-
-    def __init__(self, **_options: Any) -> None:
-        return
+    """A connection for tasks."""
 
     @classmethod
-    async def connect_to(cls, _conninfo: str, **_options: Any) -> Self:
+    async def connect(cls, _conninfo: str, **_options: Any) -> Self:
         return cls()
 
     async def __aenter__(self) -> Self:
@@ -30,33 +27,11 @@ class AsyncStub(Stub):
     ) -> None:
         return None
 
-    async def execute(self, *_: Any) -> None:
-        return None
-
     async def rollback(self) -> None:
         return None
 
     async def close(self) -> None:
         return None
-
-    async def connect(self) -> None:
-        return None
-
-    async def disconnect(self) -> None:
-        return None
-
-    async def can_read(self) -> bool:
-        return False
-
-    async def re_auth(self) -> None:
-        return None
-
-    def should_reconnect(self) -> bool:
-        return False
-
-
-class AsyncPsycopgStub(AsyncStub):
-    connect = AsyncStub.connect_to  # type: ignore[assignment] # psycopg's is a factory
 
 
 class SyncStub(Stub):

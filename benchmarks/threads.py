@@ -132,6 +132,6 @@ BENCHMARK = Benchmark(
         "switching": Measure("time of a lease that lets other threads run", "µs", 1e6),
     },
     claims=(throughput_of(LIFO_QUEUE, 1.0), throughput_of(SQLALCHEMY, 2.0), throughput_of(PSYCOPG, 2.0)),
-    budget=40,
+    budget=25,
     notes=NOTES,
 )

@@ -1,13 +1,21 @@
 """The benchmarks' own arithmetic; what it costs to run them is up to `python -m benchmarks --tiny`."""
 
+import asyncio
 import math
+import os
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import plot, report
-from benchmarks.rounds import OURS, TINY, Benchmark, Claim, Effort, Measure, Rounds, Spread, throughput_of
+from benchmarks import arena, plot, report, tasks
+from benchmarks.apps.common import CONNECTIONS, limit
+from benchmarks.asgi import running
+from benchmarks.rounds import OURS, PURE, TINY, Benchmark, Claim, Effort, Measure, Rounds, Spread, throughput_of
+from benchmarks.wire import cpu_of
+from connectionpools_fastapi import ResourceManager
 
 MACHINE = {"date": "2026-01-31", "Python": "CPython 3.13", "CPU": "one <of> two"}
 ROOT = Path(__file__).parents[2]
@@ -29,10 +37,16 @@ def two(run_ours: list[float], run_theirs: list[float], *claims: Claim) -> tuple
         measures={"time": Measure("time of a lap", "µs", 1e6)},
         claims=claims or (throughput_of("peer", 2.0),),
         notes={"peer": "a stub"},
+        beside="peer",
     )
-    rounds = Rounds(benchmark, Effort(rounds=(len(run_ours) - 1,) * 2, moment=0.0, share=1.0))
+    rounds = Rounds(benchmark, Effort(rounds=(len(run_ours) - 1,) * 2, moment=0.0))
     benchmark.run(rounds)
     return benchmark, report.Result.of(rounds)
+
+
+def runs_of(*found: report.Result, pythons: tuple[str, ...] = ("3.11", "3.13")) -> report.Runs:
+    """Tell what each interpreter has found in one benchmark."""
+    return {python: report.Run(MACHINE, {"race": result}) for python, result in zip(pythons, found, strict=False)}
 
 
 def test_ratio_is_the_median_of_ratios_within_rounds() -> None:
@@ -40,16 +54,17 @@ def test_ratio_is_the_median_of_ratios_within_rounds() -> None:
     # A machine that is ten times slower in one round is so to both.
     _, result = two([99.0, 1.0, 10.0, 1.0], [1.0, 3.0, 30.0, 4.0])
 
-    assert result.claimed["the throughput of peer"] == Spread(3.0, 3.0, 3.5, 3)
+    assert result.claimed["throughput beside peer"] == Spread(3.0, 3.0, 3.5, 3)
+    assert result.compared["time"][OURS].median == pytest.approx(1 / 3)
     assert result.measured["time"][OURS].median == 1.0
 
 
 def test_rounds_end_once_medians_are_known_or_time_is_over() -> None:
     def rounds_of(ratios: list[float], budget: float) -> int:
         benchmark = Benchmark(
-            "a race", lambda _: None, {}, (Claim("x", lambda of: of["time"][OURS], at_most=1.0),), budget
+            "a race", lambda _: None, {}, (Claim("x", lambda of: of["time"][OURS], at_most=1.0),), budget=budget
         )
-        rounds = Rounds(benchmark, Effort(rounds=(3, 9), moment=0.0, share=1.0))
+        rounds = Rounds(benchmark, Effort(rounds=(3, 9), moment=0.0))
         for figures in rounds:
             figures["time"][OURS] = ratios[len(rounds.played) % len(ratios)]
         return len(rounds.played)
@@ -64,33 +79,36 @@ def test_page_shows_the_last_measurement_and_keeps_the_rest() -> None:
     _, worse = two([1.0, 1.0, 1.0], [1.5, 1.5, 1.5])
     page = f"# Title\n{report.BEGIN}\nold\n{report.END}\nThe rest.\n"
     for found in (worse, result):
-        page = report.put_into(page, {"race": benchmark}, MACHINE, {"race": found})
+        page = report.put_into(page, {"race": benchmark}, runs_of(found))
     assert page.splitlines() == [
         "# Title",
         report.BEGIN,
-        "| what | measured | target | met |",
+        "| benchmark | figure | target | Python 3.11 |",
         "| --- | --- | --- | --- |",
-        "| a race | 3.00 x the throughput of peer | ≥ 2 x | yes |",
+        "| a race | throughput beside peer | ≥ 2 x | 3.00 x |",
         "",
-        "Measured on 2026-01-31; CPython 3.13; one <of> two.",
+        "Measured on:",
+        "",
+        "- 2026-01-31; CPython 3.13; one <of> two.",
         report.END,
         "The rest.",
     ]
 
 
 def test_benchmarks_page_shows_the_committed_results() -> None:
-    machine, results = report.load(ROOT / "benchmarks" / "results.json")
+    runs = report.load(ROOT / "benchmarks" / "results.json")
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     shown = page.split(report.BEGIN)[1].split(report.END)[0]
-    assert f"Measured on {'; '.join(machine.values())}." in shown
-    for result in results.values():
-        for what, found in result.claimed.items():
-            assert f"{report.spread(found)} " in shown, what
+    for run in runs.values():
+        assert f"- {'; '.join(run.machine.values())}." in shown
+        for result in run.results.values():
+            for what, found in result.claimed.items():
+                assert f"{report.spread(found)} " in shown, what
 
 
 def test_a_contestant_works_for_a_moment_whatever_it_takes() -> None:
     benchmark = Benchmark("a race", lambda _: None, {})
-    rounds = Rounds(benchmark, Effort(rounds=(1, 1), moment=0.1, share=1.0))
+    rounds = Rounds(benchmark, Effort(rounds=(1, 1), moment=0.1))
     seen = []
     for figures in rounds:
         seen.append((rounds.operations("fast", 10), rounds.operations("slow", 10)))
@@ -101,34 +119,57 @@ def test_a_contestant_works_for_a_moment_whatever_it_takes() -> None:
 
 
 def test_table_shows_measurements_and_if_targets_are_met() -> None:
-    only_told = Claim("for a lap", lambda of: of["time"][OURS], unit="s")
-    at_most = Claim("of the peer", lambda of: of["time"][OURS] / of["time"]["peer"], at_most=0.25)
+    only_told = Claim("time of a lap", lambda of: of["time"][OURS], unit="s")
+    at_most = Claim("time beside the peer", lambda of: of["time"][OURS] / of["time"]["peer"], at_most=0.25)
     benchmark, result = two([1.0] * 4, [3.0] * 4, throughput_of("peer", 2.0), at_most, only_told)
 
-    rows = report.targets({"race": benchmark}, {"race": result}).splitlines()
+    rows = report.targets({"race": benchmark}, runs_of(result)).splitlines()
 
     assert rows[2:] == [
-        "| a race | 3.00 x the throughput of peer | ≥ 2 x | yes |",
-        "| a race | 0.33 x of the peer | ≤ 0.25 x | **no** |",
-        "| a race | 1.00 s for a lap |  |  |",
+        "| a race | throughput beside peer | ≥ 2 x | 3.00 x |",
+        "| a race | time beside the peer | ≤ 0.25 x | **0.33 x** |",
+        "| a race | time of a lap |  | 1.00 s |",
     ]
+
+
+def test_table_has_each_python_with_its_own_target() -> None:
+    claim = throughput_of("peer", 4.0, at_least_on={"3.13": 3.0})
+    benchmark, result = two([1.0] * 4, [3.5] * 4, claim)
+
+    rows = report.targets({"race": benchmark}, runs_of(result, result)).splitlines()
+
+    assert rows[0] == "| benchmark | figure | target | Python 3.11 | Python 3.13 |"
+    assert rows[2:] == ["| a race | throughput beside peer | ≥ 4 x, 3 on 3.13 | **3.50 x** | 3.50 x |"]
 
 
 def test_page_lists_contestants_best_first_with_their_notes() -> None:
     benchmark, result = two([2e-6] * 4, [1e-6] * 4)
+    unknown = report.Result({}, {}, {})
 
-    page = report.document({"race": benchmark}, MACHINE, {"race": result})
+    page = report.document({"race": benchmark}, runs_of(result, unknown))
 
-    assert page.index("| peer | 1.00 | a stub |") < page.index(f"| {OURS} | 2.00 |  |")
+    ours = f"| {OURS} | 2.00, 2.00 x |  |  |"
+    assert page.index("| peer | 1.00, 1.00 x |  | a stub |") < page.index(ours)
     assert "- CPU: one <of> two" in page
 
 
 def test_what_is_saved_is_read_again(tmp_path: Path) -> None:
     _, result = two([1.0, 1.0, 1.1, 1.2], [3.0] * 4)
 
-    report.save(tmp_path / "results.json", MACHINE, {"race": result})
+    report.save(tmp_path / "results.json", runs_of(result, result))
 
-    assert report.load(tmp_path / "results.json") == (MACHINE, {"race": result})
+    assert report.load(tmp_path / "results.json") == runs_of(result, result)
+
+
+def test_run_replaces_the_one_of_its_python() -> None:
+    _, before = two([1.0] * 4, [3.0] * 4)
+    _, now = two([1.0] * 4, [4.0] * 4)
+    runs = runs_of(before, before, pythons=("3.9", "3.13"))
+
+    runs = report.merge(report.merge(runs, "3.11", runs["3.9"]), "3.9", report.Run(MACHINE, {"race": now}))
+
+    assert runs == runs_of(now, before, before, pythons=("3.9", "3.11", "3.13"))
+    assert list(runs) == ["3.9", "3.11", "3.13"]
 
 
 @pytest.mark.parametrize(
@@ -174,51 +215,33 @@ def test_growth_from_zero_is_a_loss_beyond_doubt() -> None:
     assert report.losses({"race": benchmark}, {"race": before}, {"race": before}) == []
 
 
-def test_plot_has_best_on_top_and_cuts_a_bar_too_long() -> None:
-    """Our bar is highlighted; a bar is cut where it would hide the others."""
-    found = {
-        "slow": Spread(100.0, 90.0, 110.0, 3),
-        OURS: Spread(1.0, 0.9, 1.1, 3),
-        "a & b": Spread(4.0, 3.0, 5.0, 3),
-    }
+def drawn(best: Callable[[Iterable[float]], float], *groups: plot.Group) -> ET.Element:
+    """Draw bars, and read the picture."""
+    return ET.fromstring(plot.bars("a <race>", Measure("time", "µs", best=best), "peer", groups, "one <of> two"))  # noqa: S314 - our own
 
-    drawn = ET.fromstring(plot.bars("a <race>", Measure("time", "µs"), found, "one <of> two"))  # noqa: S314 - our own
 
-    widths = [float(bar.attrib["width"]) for bar in drawn.iter(f"{SVG}rect")]
-    assert [bar.get("class") for bar in drawn.iter(f"{SVG}rect")] == ["ours", None, None]
-    assert widths[1] == pytest.approx(4 * widths[0], rel=0.01)
-    assert widths[2] == pytest.approx(plot.LONGEST * widths[0], rel=0.01)
-    assert [line.get("class") for line in drawn.iter(f"{SVG}path")].count("cut") == 1
-    words = ["".join(text.itertext()) for text in drawn.iter(f"{SVG}text")]
+def test_picture_has_groups_and_our_bar_highlighted() -> None:
+    one = plot.Group("a & b", {"slow": Spread(4.0, 3.0, 5.0, 3), OURS: Spread(1.0, 0.9, 1.1, 3)}, {})
+    other = plot.Group("next", {OURS: Spread(2.0, 2.0, 2.0, 3)}, {OURS: Spread(0.5, 0.5, 0.5, 3)})
+
+    picture = drawn(min, one, other)
+
+    bars = list(picture.iter(f"{SVG}rect"))
+    assert [bar.get("class") for bar in bars] == ["ours", None, "ours"]
+    assert [float(bar.attrib["width"]) / plot.BARS for bar in bars] == [0.25, 1.0, 0.5]
+    tops = [float(bar.attrib["y"]) for bar in bars]
+    assert tops == sorted(tops)
+    words = ["".join(text.itertext()) for text in picture.iter(f"{SVG}text")]
     assert words == [
-        *("a <race>", "time in µs, less is better"),
-        *(OURS, "1.00", "a & b", "4.00", "slow", "100", "one <of> two"),
+        *("a <race>", "time in µs, less is better; in brackets the ratio to peer"),
+        *("a & b", OURS, "1.00", "slow", "4.00", "next", OURS, "2.00 (0.50)", "one <of> two"),
     ]
 
 
-def test_plot_with_best_max_has_the_most_on_top() -> None:
-    found = {"less": Spread(1.0, 1.0, 1.0, 3), OURS: Spread(2.0, 2.0, 2.0, 3)}
+def test_picture_has_the_most_on_top_where_more_is_better() -> None:
+    group = plot.Group("laps", {"less": Spread(1.0, 1.0, 1.0, 3), OURS: Spread(2.0, 2.0, 2.0, 3)}, {})
 
-    drawn = ET.fromstring(plot.bars("a race", Measure("laps", "1/s", best=max), found, ""))  # noqa: S314 - our own
-
-    assert [bar.get("class") for bar in drawn.iter(f"{SVG}rect")] == ["ours", None]
-
-
-def test_overview_marks_what_is_behind_its_peer() -> None:
-    rows = [
-        plot.Compared("a & b", "a race", Spread(2.0, 1.5, 3.0, 3)),
-        plot.Compared("faster", "a race", Spread(0.6, 0.5, 0.7, 3)),
-        plot.Compared("far away", "a race", Spread(20.0, 10.0, 30.0, 3)),
-    ]
-
-    drawn = ET.fromstring(plot.overview("Beside <others>", {"all": rows}, "one <of> two"))  # noqa: S314 - our own
-
-    points = list(drawn.iter(f"{SVG}circle"))
-    places = [float(point.attrib["cx"]) for point in points]
-    assert [point.get("class") for point in points] == [None, "behind", None]
-    assert places[1] < places[0] < places[2] == plot.NAMES + plot.AXIS
-    words = ["".join(text.itertext()) for text in drawn.iter(f"{SVG}text")]
-    assert {"Beside <others>", "all", "a & b", "2.00 x", "0.60 x", "20.0 x", "one <of> two"} <= set(words)
+    assert [bar.get("class") for bar in drawn(max, group).iter(f"{SVG}rect")] == ["ours", None]
 
 
 def test_curves_end_where_their_points_do() -> None:
@@ -231,10 +254,45 @@ def test_curves_end_where_their_points_do() -> None:
     assert {"ours", "<other>", "one <of> two", "2"} <= {element.text for element in drawn.iter()}
 
 
-def test_overview_has_all_that_is_compared_with_a_peer() -> None:
-    _, results = report.load(ROOT / "benchmarks" / "results.json")
-    benchmark, _ = two([1.0, 1.0], [1.0, 1.0])
-    groups = plot.compared(dict.fromkeys(results, benchmark), results)
-    peers = [each.peer for group in groups.values() for each in group]
-    assert len(peers) == 12
-    assert {"asyncpg.Pool", "psycopg_pool", "asyncio.Queue", "redis-py's BlockingConnectionPool"} <= set(peers)
+def test_pure_python_takes_part_beside_a_compiled_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arena, "IS_COMPILED", True)
+    with arena.opened({OURS: tasks.our_pool, tasks.QUEUE: tasks.a_bare_queue}, arena.LOOPS) as contestants:
+        assert contestants.names == [OURS, tasks.QUEUE, PURE]
+        for name in contestants.names:
+            for loop in arena.LOOPS:
+                assert contestants.measure(name, tasks.crowd, 20, 2, loop=loop) > 0
+
+
+def test_cpu_of_a_process_grows_as_it_works() -> None:
+    before = cpu_of(os.getpid())
+    began = time.process_time()
+    while time.process_time() < began + 0.05:
+        pass
+    assert 0.04 < cpu_of(os.getpid()) - before < 5
+
+
+def test_limit_uses_all_its_connections_and_no_more() -> None:
+    used: list[object] = []
+    peaks: list[int] = []
+
+    class Manager(ResourceManager[object]):
+        async def create(self) -> object:
+            return object()
+
+        async def change(self, resource: object) -> None:
+            used.remove(resource)
+
+        async def clean(self, resource: object) -> None: ...
+
+    async def ask(connection: object) -> None:
+        used.append(connection)
+        peaks.append(len(used))
+        await asyncio.sleep(0)
+
+    async def run() -> list[int]:
+        async with running(limit(Manager(), ask)) as caller, asyncio.timeout(10):
+            return await asyncio.gather(*[caller.ask() for _ in range(3 * CONNECTIONS)])
+
+    assert asyncio.run(run()) == [200] * 3 * CONNECTIONS
+    assert max(peaks) == CONNECTIONS
+    assert used == []
