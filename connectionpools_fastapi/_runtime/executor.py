@@ -244,7 +244,7 @@ class Executor(Generic[T]):
         try:
             waiter.wake()
         except RuntimeError:  # the waiter ended with its loop; the loop of the next waiter may have ended too
-            self._meanwhile(lambda: self.apply(self._state.cancel, waiter, self._clock()))
+            self._meanwhile(partial(self.apply, self._state.cancel, waiter, self._clock()))
 
     def _watch(self, waiters: list[TaskWaiter[T]]) -> None:
         for waiter in waiters:
