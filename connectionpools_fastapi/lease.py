@@ -188,7 +188,7 @@ class Lease(Generic[T]):
 
     def note_response(self) -> None:
         """Note that the response has begun while the lease goes on; only the first call counts. For the middleware."""
-        if not hasattr(self, "_responding_since"):
+        if getattr(self, "_responding_since", None) is None:
             self._responding_since = self._engine.clock()
 
     def judge(self, error: BaseException) -> None:

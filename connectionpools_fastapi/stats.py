@@ -1,9 +1,7 @@
 """PoolStats: a frozen snapshot whose counts add up; ObservedStats: the part of it that a driver's own pool knows."""
 
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from operator import add
 from typing import Protocol, runtime_checkable
 
 WAIT_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -29,35 +27,6 @@ class Histogram:
     def count(self) -> int:
         """How many durations were recorded."""
         return sum(self.counts)
-
-
-class Recorder:
-    """A histogram that is being filled; only one caller at a time may use `record`."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds: tuple[float, ...] = bounds
-        self.counts: list[int] = [0] * (len(bounds) + 1)
-        self.sum: float = 0.0
-
-    def record(self, seconds: float) -> None:
-        """Count a duration."""
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.sum += seconds
-
-    def count(self) -> int:
-        """How many durations were recorded."""
-        return sum(self.counts)
-
-    def add(self, counts: Iterable[int], seconds: float) -> None:
-        """Add the counts of another recorder with the same bounds."""
-        self.counts = list(map(add, self.counts, counts))
-        self.sum += seconds
-
-    def snapshot(self) -> Histogram:
-        """Return the counts so far."""
-        return Histogram(self.bounds, tuple(self.counts), self.sum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +94,7 @@ class RouteStats:
 
     Attributes:
         leases: Leases that have ended, through `Leased` or in the endpoint's own blocks.
-        wait: How long callers waited that got a resource, in seconds.
+        wait: How long their callers had waited for them, in seconds.
         use: How long these leases were held, in seconds.
         refusals: Callers refused, for any reason.
         timeouts: Callers that waited in vain.

@@ -36,7 +36,8 @@ class Exchange(RequestLeases):
     """
 
     __slots__ = (
-        *("_has_ended", "_receive", "_running", "_scope", "_send", "_until_response", "_watcher", "begun", "token"),
+        *("_has_ended", "_name", "_receive", "_running", "_scope", "_send", "_until_response", "_watcher"),
+        *("begun", "token"),
     )
 
     token: Token[Any]  # of its context variable; set by the middleware
@@ -52,10 +53,16 @@ class Exchange(RequestLeases):
         self._has_ended = False  # while it holds leases: whether the last part of the response was sent
         self._running = 0  # how many endpoints use the leases and have not returned
         self.begun: str | None = None  # the message that began the response
+        self._name: str | None = None  # of its route, once that is known and asked for
 
     def __str__(self) -> str:
         """Name the route, for reports of held leases."""
-        return route_name(self._scope)
+        name = self._name
+        if name is None:
+            name = route_name(self._scope)
+            if "route" in self._scope:
+                self._name = name
+        return name
 
     # Both return the server's own awaitable: a coroutine around it would cost time for each message.
 

@@ -1,3 +1,5 @@
+from .backoff cimport Backoff
+from .creations cimport Creations
 from .held_leases cimport HeldLeases
 from .inventory cimport Inventory
 from .overload cimport Overload
@@ -9,7 +11,9 @@ from .waiter cimport Waiter
 
 cdef class Callers(Subscriptable):
     cdef public Inventory inventory
-    cdef public object backoff, _max_waiting, _creations, _counters, _effects
+    cdef public object _max_waiting, _counters, _effects
+    cdef public Backoff backoff
+    cdef public Creations _creations
     cdef public bint notifies_leases
     cdef public WaitQueue _queue
     cdef public HeldLeases _held

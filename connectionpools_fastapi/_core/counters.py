@@ -1,7 +1,8 @@
 """Counters: what has happened in a pool since it was made, counted and notified to its listeners."""
 
-from ..stats import CREATE_BOUNDS, USE_BOUNDS, WAIT_BOUNDS, Histogram, Recorder
+from ..stats import CREATE_BOUNDS, USE_BOUNDS, WAIT_BOUNDS, Histogram
 from .effects import EffectQueue
+from .recorder import Recorder
 
 
 class Counters:

@@ -1,3 +1,7 @@
+from .backoff cimport Backoff
+from .creations cimport Creations
+from .generations cimport Generations
+from .retirement cimport Retirement
 from .callers cimport Callers
 from .held_leases cimport HeldLeases
 from .inventory cimport Inventory
@@ -12,7 +16,11 @@ cdef class Dispatcher(Subscriptable):
     cdef public WaitQueue _queue
     cdef public Callers _callers
     cdef public HeldLeases _held
-    cdef public object _generations, _backoff, _creations, _retirement, _checks
+    cdef public object _checks
+    cdef public Generations _generations
+    cdef public Backoff _backoff
+    cdef public Creations _creations
+    cdef public Retirement _retirement
 
     cpdef serve(self, double now)
     cpdef set_needs_lock(self)

@@ -40,12 +40,11 @@ class LeaseSnapshot:
         reference = slot.lease  # read once: it ends without the pool's lock
         lease = reference() if reference is not None else None
         began_at: float | None = getattr(lease, "_responding_since", None)
-        number, waited = slot.waited
         return cls(
             slot.holder,
             lease,
             age=now - slot.since,
-            wait=waited if number == slot.leases else 0.0,
+            wait=slot.wait(),
             uses=slot.leases,
             responding=None if began_at is None else now - began_at,
             stack=slot.stack,

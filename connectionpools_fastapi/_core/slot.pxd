@@ -6,3 +6,5 @@ cdef class Slot(Subscriptable):
     cdef public double fresh_until, since, checked_at, pace, retire_at, due_at, use_sum
     cdef public long leases
     cdef public list use_counts
+
+    cpdef double wait(self)

@@ -70,6 +70,11 @@ class Slot(Generic[T]):
         self.use_counts = [0] * (len(USE_BOUNDS) + 1)
         self.use_sum = 0.0
 
+    def wait(self) -> float:
+        """Return how long the caller of its last lease waited for it."""
+        lease, waited = self.waited
+        return waited if lease == self.leases else 0.0
+
     def record_use(self, seconds: float) -> None:
         """Count a lease that has ended."""
         self.use_counts[bisect_left(USE_BOUNDS, seconds)] += 1

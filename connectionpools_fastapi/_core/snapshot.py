@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import describe
-from ..stats import USE_BOUNDS, PoolStats, PriorityStats, Recorder, RouteStats
+from ..stats import USE_BOUNDS, PoolStats, PriorityStats, RouteStats
 from .held_leases import LeaseSnapshot
+from .recorder import Recorder
 from .slot import NEVER
 from .state import PoolState
 from .terms import RANKS

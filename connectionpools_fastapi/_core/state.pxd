@@ -1,3 +1,7 @@
+from .backoff cimport Backoff
+from .creations cimport Creations
+from .generations cimport Generations
+from .retirement cimport Retirement
 from .callers cimport Callers
 from .dispatcher cimport Dispatcher
 from .held_leases cimport HeldLeases
@@ -10,11 +14,15 @@ from .waiter cimport Waiter
 
 
 cdef class PoolState(Subscriptable):
-    cdef public object policy, status, _has_ended, effects, counters, peaks, generations, backoff
-    cdef public object maintenance, creations, retirement, checks, probes, _first_generation
+    cdef public object policy, status, _has_ended, effects, counters, peaks
+    cdef public object maintenance, checks, probes, _first_generation
     cdef public bint has_check, has_change
     cdef public double due
     cdef public WaitQueue queue
+    cdef public Backoff backoff
+    cdef public Creations creations
+    cdef public Generations generations
+    cdef public Retirement retirement
     cdef public Inventory inventory
     cdef public HeldLeases held
     cdef public Overload overload

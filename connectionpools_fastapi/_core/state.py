@@ -37,6 +37,9 @@ from .waiter import Waiter
 # For how long a resource is free before other members of the budget may have it while the pool is not above its level.
 UNUSED_AFTER = 0.2
 
+# What has references to resources and callers.
+INHERITED = ("inventory", "queue", "effects", "maintenance", "generations", "probes", "creations", "backoff")
+
 
 class PoolState(Generic[T]):
     """Decides which caller gets which resource, and which are created, checked, changed and cleaned."""
@@ -163,11 +166,10 @@ class PoolState(Generic[T]):
         """Begin anew in a forked child; returns the parent's objects, which the child must not destroy."""
         has_nothing = self.status is Status.NEW or self.is_over()
         status, limit, subscribed = self.status, self.limit, self.effects.subscribed
-        inherited = dict(vars(self))
-        fresh: PoolState[T] = PoolState(
-            self.policy, has_check=self.has_check, has_change=self.has_change, has_ended=self._has_ended
+        inherited = {name: getattr(self, name) for name in INHERITED}
+        PoolState.__init__(
+            self, self.policy, has_check=self.has_check, has_change=self.has_change, has_ended=self._has_ended
         )
-        vars(self).update(vars(fresh))
         self._enter(status if has_nothing else Status.FORKED)
         self.resize(limit, 0.0)
         self.listen(subscribed, 0.0)

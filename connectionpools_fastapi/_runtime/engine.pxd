@@ -3,11 +3,13 @@ from .._core.slot cimport Slot
 from .._core.state cimport PoolState
 from .._core.subscriptable cimport Subscriptable
 from .executor cimport Executor
+from .hooks cimport Hooks
 
 
 cdef class Engine(Subscriptable):
     cdef object __weakref__
-    cdef public object policy, name, clock, hooks, apply, reclaim_leak, lend_hook, _usage
+    cdef public object policy, name, clock, apply, reclaim_leak, lend_hook, _usage
+    cdef public Hooks hooks
     cdef public PoolState state
     cdef public Inventory inventory
     cdef public Executor executor

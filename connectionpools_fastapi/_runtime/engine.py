@@ -206,8 +206,6 @@ class Engine(Generic[T]):
         slot = waiter.slot
         if slot is None or not is_here:
             slot = self._granted(waiter)
-        if self._usage is not None:
-            self._usage.note_wait(slot.since - waiter.asked_at)
         return slot
 
     async def _wait(self, waiter: TaskWaiter[T], *, is_here: bool) -> None:
@@ -240,10 +238,7 @@ class Engine(Generic[T]):
             self.apply(self.state.cancel, waiter, self.clock())
             self._note_failure(error)
             raise
-        slot = self._granted(waiter)
-        if self._usage is not None:
-            self._usage.note_wait(slot.since - waiter.asked_at)
-        return slot
+        return self._granted(waiter)
 
     def _note_failure(self, error: BaseException) -> None:
         """Name the pool, and in a timeout the longest leases, so that one line of a log explains a saturated pool."""
@@ -343,7 +338,7 @@ class Engine(Generic[T]):
             if self._asks_before_return and slot.verdict is None and self.hooks.doubt(slot.resource):
                 slot.verdict = "check"
             if self._usage is not None:
-                self._usage.note_lease(now - slot.since)
+                self._usage.note_lease(now - slot.since, slot.wait())
         inventory.end(slot, now)
         if inventory.put_back(slot, now):
             if inventory.needs_lock:  # a waiter has come meanwhile
@@ -401,10 +396,10 @@ class Engine(Generic[T]):
         return lent
 
     def _end(self, slot: Slot[T], now: float) -> None:
-        since = slot.since
+        since, waited = slot.since, slot.wait()
         self.inventory.end(slot, now)
         if self._usage is not None:
-            self._usage.note_lease(now - since)
+            self._usage.note_lease(now - since, waited)
 
     # --- control --------------------------------------------------------------------------
 

@@ -1,11 +1,13 @@
 from .._core.state cimport PoolState
 from .._core.subscriptable cimport Subscriptable
+from .hooks cimport Hooks
 
 
 cdef class Executor(Subscriptable):
     cdef object __weakref__
+    cdef public Hooks _hooks
     cdef public PoolState _state
-    cdef public object _hooks, _clock, _forked, listeners, reports, loop, _lock, _decider, _timer, _lost, tokens
+    cdef public object _clock, _forked, listeners, reports, loop, _lock, _decider, _timer, _lost, tokens
     cdef public set cut_off, _carriers
     cdef public double _due
     cdef public dict _jobs

@@ -331,7 +331,7 @@ class Hooks(Generic[T]):
                 block.cancel()
                 await anyio.lowlevel.checkpoint()
             if name in self._async:
-                return await self._wait_for(name, hook, block)
+                return await (hook() if name != "create" else self._wait_for(name, hook, block))
             return await self._run(name, hook, block)
         if name == "create" and self._wants_none:
             msg = "create was given up, since the pool closes"

@@ -20,7 +20,8 @@ class AsyncioLoop(Loop):
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.native = self._loop = loop
-        self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself only keeps weak references
+        # asyncio itself only keeps weak references. Each task knows its key, since it is slow to find itself.
+        self._tasks: dict[object, asyncio.Task[None]] = {}
 
     def is_here(self) -> bool:
         return asyncio._get_running_loop() is self._loop  # noqa: SLF001 - its documented form raises where none runs
@@ -35,23 +36,23 @@ class AsyncioLoop(Loop):
             self._loop.call_soon_threadsafe(self._start, job)
 
     def _start(self, job: Job) -> None:
-        task = self._loop.create_task(self._run(job), context=HOOK_CONTEXT.copy())
+        key = object()
+        task = self._loop.create_task(self._run(job, key), context=HOOK_CONTEXT.copy())
         if not task.done():  # an eager task may be: nothing would discard it any more
-            self._tasks.add(task)
+            self._tasks[key] = task
 
-    async def _run(self, job: Job) -> None:
-        task = asyncio.current_task(self._loop)
+    async def _run(self, job: Job, key: object) -> None:
         try:
             await job()
         except asyncio.CancelledError:
             # `asyncio.run` ends. It waits for the tasks that it cancels, but not for tasks that
             # these start meanwhile, for example to clean a resource whose `change` failed.
-            self._tasks.discard(task)
+            self._tasks.pop(key, None)
             if self._tasks:
-                await asyncio.wait(self._tasks)
+                await asyncio.wait(self._tasks.values())
             raise
         finally:
-            self._tasks.discard(task)
+            self._tasks.pop(key, None)
 
     def call_soon(self, call: Callable[[], None]) -> None:
         self._loop.call_soon_threadsafe(call)
@@ -99,8 +100,8 @@ class PrivateLoop(AsyncioLoop):
     async def _live_until_stopped(self) -> None:
         await self._stop.wait()
         while self._tasks:  # hooks, each of which has its time limit
-            done, _ = await asyncio.wait(tuple(self._tasks))
-            self._tasks -= done
+            await asyncio.wait(self._tasks.values())
+            self._tasks = {key: task for key, task in self._tasks.items() if not task.done()}
 
     def stop_soon(self) -> None:
         """End the loop and its thread once its tasks are done; from any thread, and any number of times."""

@@ -31,8 +31,8 @@ class RouteUsage:
         self._lock = RLock()
         self._routes: dict[str, _Totals] = {}
 
-    def note_lease(self, used: float) -> None:
-        """Count a lease that ends."""
+    def note_lease(self, used: float, waited: float) -> None:
+        """Count a lease that ends, and how long its caller had waited for it."""
         request = REQUEST.get()
         if request is not None:
             route = str(request)
@@ -40,13 +40,7 @@ class RouteUsage:
                 totals = self._routes.get(route) or self._of(route)
                 totals.leases += 1
                 totals.use += used
-
-    def note_wait(self, waited: float) -> None:
-        """Count a wait that has ended with a resource."""
-        request = REQUEST.get()
-        if request is not None:
-            with self._lock:
-                self._of(str(request)).wait += waited
+                totals.wait += waited
 
     def note_failure(self, error: BaseException) -> None:
         """Count a caller that got no resource."""

@@ -1,0 +1,1 @@
+cpdef object current_task()

@@ -1,0 +1,1 @@
+cpdef object task_waiter(object task=*)

@@ -1,0 +1,2 @@
+cpdef bint is_answered()
+cpdef object holding_request()
