@@ -149,14 +149,17 @@ class Lease(Generic[T]):
             self.judge(error)
         slot = self._leave()
         if slot is not None:
-            give_back = self._engine.give_back
-            if error is not None and not isinstance(error, Exception):
-                give_back = self._engine.give_back_cut_off
             try:
-                self._engine.give_back_sync(slot, self._turn, give_back)
+                if error is None or isinstance(error, Exception):
+                    is_changing = self._engine.give_back(slot)
+                else:
+                    is_changing = self._engine.give_back_cut_off(slot)
             except NotLeased:
                 if self._engine.inventory.holds(slot):
                     raise
+            else:
+                if is_changing:
+                    self._engine.wait_changed_sync(slot, self._turn)
 
     # --- for PoolMiddleware, whose leases belong to a request, not to a block --------------------
 

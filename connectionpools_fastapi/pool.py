@@ -409,7 +409,9 @@ class ConnectionPool(Generic[T]):
         engine = self._engine
         engine.refuse_loop("release_sync", "`await pool.release(resource)`")
         slot = engine.inventory.leased(resource)
-        engine.give_back_sync(slot, slot.leases, engine.give_back)
+        lease = slot.leases
+        if engine.give_back(slot):
+            engine.wait_changed_sync(slot, lease)
 
     def discard(self, resource: T) -> None:
         """End the lease of a resource that is broken: it is cleaned, not used again.

@@ -372,9 +372,9 @@ class Engine(Generic[T]):
         if self.apply(self.state.wait_changed, slot, lease, done):
             await done.parked
 
-    def give_back_sync(self, slot: Slot[T], lease: int, give_back: Callable[[Slot[T]], bool]) -> None:
-        """Give a slot back from a plain thread, by `give_back` or `give_back_cut_off`, and wait until it is changed."""
-        if give_back(slot) and not self.is_here():  # else the wait would block the loop that runs `change`
+    def wait_changed_sync(self, slot: Slot[T], lease: int) -> None:
+        """Make a plain thread wait until a slot that was given back is changed, unless its next lease has begun."""
+        if not self.is_here():  # else the wait would block the loop that runs `change`
             done: ThreadWaiter[T] = ThreadWaiter()
             if self.apply(self.state.wait_changed, slot, lease, done):
                 done.wait(self.policy.hook_timeout)

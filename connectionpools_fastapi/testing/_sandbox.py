@@ -4,7 +4,6 @@
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Protocol, Self, TypeVar, runtime_checkable
 
@@ -206,7 +205,7 @@ class _Swapped(Generic[T]):
             await self._hooks.end()
             is_undone = True
         finally:
-            if self._give_back(engine.give_back, is_undone=is_undone):
+            if self._give_back(is_undone=is_undone):
                 await engine.wait_changed(self._slot, self._lease)
 
     def end_sync(self) -> None:
@@ -224,17 +223,17 @@ class _Swapped(Generic[T]):
             run_in_loop_of(engine, self._hooks.end)
             is_undone = True
         finally:
-            give_back = partial(engine.give_back_sync, lease=self._lease, give_back=engine.give_back)
-            self._give_back(give_back, is_undone=is_undone)
+            if self._give_back(is_undone=is_undone):
+                engine.wait_changed_sync(self._slot, self._lease)
 
-    def _give_back(self, give_back: Callable[[Slot[T]], bool | None], *, is_undone: bool) -> bool | None:
+    def _give_back(self, *, is_undone: bool) -> bool:
         # Held leases would go on with a connection that is not theirs.
         self._outlasting = [holder.name for holder in self.inner.holders()]
         self._pool._engine, self._pool._life = self.own
         if self._outlasting or not is_undone:
             self.own[0].discard(self._slot)
             return False
-        return give_back(self._slot)
+        return self.own[0].give_back(self._slot)
 
     def tell(self, error: BaseException | None) -> None:
         """Raise what the test has to know, unless it fails anyway."""
