@@ -1,5 +1,9 @@
 """A generic, thread-safe pool of any resource, for FastAPI: fair, cancel-safe, visible."""
 
+from ._acceleration import accelerated, compiled_path
+
+__path__[:0] = compiled_path(__name__)
+
 from ._asgi.dependencies import Leased, LeaseOptions, Pooled
 from ._asgi.lifespan import install_pools, pool_lifespan
 from ._asgi.middleware import PoolMiddleware
@@ -58,6 +62,7 @@ __all__ = [
     "Verdict",
     "WouldDeadlock",
     "WrongEventLoop",
+    "accelerated",
     "install_pools",
     "mark_unready",
     "observe",

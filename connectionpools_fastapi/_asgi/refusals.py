@@ -7,7 +7,7 @@ from contextlib import suppress
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from .._runtime.caller import PACKAGE
+from .._acceleration import is_own
 from .._runtime.log import facts
 from .._runtime.storm import Storm
 from ..errors import NotLeased, Overloaded, PoolConfigError, PoolError, WouldDeadlock, WrongEventLoop, only
@@ -83,7 +83,7 @@ class Refusals:
 def _place(error: BaseException) -> str:
     """Return where the application made a mistake; a whole traceback would show texts of other errors."""
     calls = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    own = [call for call in calls if not call[0].startswith(PACKAGE)]
+    own = [call for call in calls if not is_own(call[0])]
     return f'"{own[-1][0]}", line {own[-1][1]}' if own else "before any code of the application"
 
 

@@ -1,16 +1,13 @@
 """Caller: the task or thread that runs the calling code, and the calls that led there."""
 
 import asyncio
-import os
 import sys
 import threading
 import traceback
 from itertools import dropwhile, islice
-from pathlib import Path
 
+from .._acceleration import is_own
 from .._core.slot import Stack
-
-PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 
 # Only the innermost calls: beyond them are the server and the event loop.
 MOST_FRAMES = 12
@@ -41,7 +38,7 @@ def has_ended(owner: object) -> bool:
 def acquiring_stack() -> Stack:
     """Return the calls that led to the acquire of a lease, without this package's own."""
     frames = traceback.walk_stack(sys._getframe())  # noqa: SLF001 - the fast way, which `inspect` uses too
-    outside = dropwhile(lambda found: found[0].f_code.co_filename.startswith(PACKAGE), frames)
+    outside = dropwhile(lambda found: is_own(found[0].f_code.co_filename), frames)
     # The lines of source are looked up only for a report: that takes ten times as long.
     return [
         (frame.f_code.co_filename, line, frame.f_code.co_name, None) for frame, line in islice(outside, MOST_FRAMES)
