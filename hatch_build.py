@@ -68,26 +68,29 @@ def compile_all() -> Path:
     settings = repr((Cython.__version__, acceleration.DIRECTIVES, acceleration.FLAGS)).encode()
     work = ROOT / "build" / f"{acceleration.INTERPRETER}-{blake2b(settings, digest_size=4).hexdigest()}"
     modules = stage(work)
-    flags = acceleration.FLAGS if os.name == "posix" else []
-    strip = ["-Wl,--strip-all"] if sys.platform == "linux" else []
+    options = {
+        "extra_compile_args": acceleration.FLAGS if os.name == "posix" else [],
+        "extra_link_args": ["-Wl,--strip-all"] if sys.platform == "linux" else [],
+    }
+
+    def build(extensions: list[Any], into: str) -> None:
+        command: Any = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")
+        command.build_lib, command.build_temp, command.parallel = into, "objects", CPUS
+        command.ensure_finalized()
+        command.run()
+
     with chdir(work):  # the names of files in tracebacks are relative
+        # A machine without a compiler is to know at once.
+        Path("probe.c").write_text(
+            "#include <Python.h>\nPyObject *PyInit_probe(void) { return 0; }\n", encoding="utf-8"
+        )
+        build([Extension("probe", ["probe.c"], **options)], "probe")
         extensions = cythonize(
-            [
-                Extension(
-                    ".".join(module.with_suffix("").parts),
-                    [str(module)],
-                    extra_compile_args=flags,
-                    extra_link_args=strip,
-                )
-                for module in modules
-            ],
+            [Extension(".".join(module.with_suffix("").parts), [str(module)], **options) for module in modules],
             nthreads=CPUS if sys.platform == "linux" else 0,
             compiler_directives=acceleration.DIRECTIVES,
         )
-        command: Any = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")
-        command.build_lib, command.build_temp, command.parallel = "lib", "objects", CPUS
-        command.ensure_finalized()
-        command.run()
+        build(extensions, "lib")
     built = work / "lib" / acceleration.NAME
     names = {module.relative_to(acceleration.NAME).with_suffix("") for module in modules}
     for found in built.rglob("*.*"):

@@ -18,6 +18,8 @@ SLOW = (
     "adapters asgi/test_workers.py benchmarks budgets/test_processes.py budgets/test_redis.py budgets/test_share.py "
     "docs example_app monitoring/test_multiprocess.py testing"
 )
+# What looks at lines of Python, or runs nothing.
+PURE = {"CONNECTIONPOOLS_PURE": "1"}
 FAST = [*(f"--ignore=tests/{name}" for name in SLOW.split()), "-k", "not (test_pools and redis)"]
 # Interpreters of pyenv that are not on the PATH.
 PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
@@ -59,16 +61,16 @@ def fast(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def coverage(session: nox.Session) -> None:
     """See that the fast tests reach every line and branch of the core."""
-    session.install("-e", ".[test]", *tools("coverage"))
-    session.run("coverage", "run", "-m", "pytest", *FAST, *session.posargs)
+    session.install("-e", ".[test]", *tools("coverage"), env=PURE)
+    session.run("coverage", "run", "-m", "pytest", *FAST, *session.posargs, env=PURE)
     session.run("coverage", "report")
 
 
 @nox.session(python=OLDEST)
 def mutants(session: nox.Session) -> None:
     """Change the core in one place at a time, and say which changes no test notices."""
-    session.install("-e", ".[test]")
-    session.run("python", str(CI / "mutants.py"), *session.posargs)
+    session.install("-e", ".[test]", env=PURE)
+    session.run("python", str(CI / "mutants.py"), *session.posargs, env=PURE)
 
 
 @nox.session(python=OLDEST)
@@ -83,7 +85,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def types(session: nox.Session) -> None:
     """Check all types, that the public ones are complete, and the direction of imports."""
-    session.install("-e", ".[test,bench]", *tools("import-linter", "mypy", "pyright"))
+    session.install("-e", ".[test,bench]", *tools("import-linter", "mypy", "pyright"), env=PURE)
     session.run("lint-imports")
     session.run("mypy")
     session.run("pyright")
@@ -93,8 +95,8 @@ def types(session: nox.Session) -> None:
 @nox.session(python=OLDEST)
 def docs(session: nox.Session) -> None:
     """Build the pages; a warning or a dead link fails."""
-    session.install("-e", ".[docs]")
-    session.run("python", "-m", "docs")
+    session.install("-e", ".[docs]", env=PURE)
+    session.run("python", "-m", "docs", env=PURE)
 
 
 @nox.session(python=OLDEST)
@@ -108,7 +110,8 @@ def wheel(session: nox.Session) -> None:
     (found,) = built.glob("*.whl")
     session.run(str(empty / "bin" / "pip"), "install", "--quiet", str(found), external=True)
     program = (
-        "import connectionpools_fastapi as pools; print(sorted(pools.__all__)); "
+        "import os, connectionpools_fastapi as pools; print(sorted(pools.__all__), pools.accelerated); "
+        "assert os.environ.get('EXPECT_ACCELERATED', '') in {'', str(int(pools.accelerated))}; "
         "from connectionpools_fastapi._asgi.page import FILES, page_file; assert all(map(page_file, FILES))"
     )
     with session.chdir(built):

@@ -1,7 +1,7 @@
 """Whether the hot path runs compiled: decided once, before any other module of the package is imported.
 
-A build leaves the compiled modules in a folder whose name tells the interpreter and the sources that they are for. Where
-that folder is missing, Python runs: also after an edit, since the edited sources have another name.
+A build leaves the compiled modules in a folder that is named after the interpreter and the sources that they are for.
+Where that folder is missing, Python runs: also after an edit, since the edited sources name another folder.
 """
 
 import linecache
@@ -17,7 +17,7 @@ COMPILED = PACKAGE / "_compiled"
 # Which interpreter an extension module is for, as its file's name has it: "cpython-311-x86_64-linux-gnu".
 INTERPRETER = EXTENSION_SUFFIXES[0].split(".")[1]
 
-# How sources are compiled. They stand here since a build is named by this file too: other settings need a new build.
+# How sources are compiled. These settings stand here since this file names a build too: others need a new build.
 # A class that is generic in Python has a base that is one in C.
 BASES = (
     (r"^(class \w+)\(Generic\[T\]\):", r"\1(Subscriptable):"),
@@ -41,7 +41,9 @@ def asks_for_python() -> bool:
 
 def sources() -> list[Path]:
     """Return what is compiled: each module that has a .pxd beside it, and what is written in Cython only."""
-    declared = [found for folder in (".", "_*") for kind in ("pxd", "pyx") for found in PACKAGE.glob(f"{folder}/*.{kind}")]
+    declared = [
+        found for folder in (".", "_*") for kind in ("pxd", "pyx") for found in PACKAGE.glob(f"{folder}/*.{kind}")
+    ]
     modules = [found.with_suffix(".py") for found in declared if not found.with_suffix(".pyx").exists()]
     return sorted([*declared, *modules])
 

@@ -1,12 +1,14 @@
 """What all tests share."""
 
 import gc
+import os
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import none
 
+from connectionpools_fastapi import accelerated
 from tests import programs
 from tests.servers import mariadb_server, postgres_url, rabbitmq_url, redis_url  # noqa: F401 - fixtures
 from tests.support import jumping
@@ -39,14 +41,20 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers."""
+    """Register the markers; end a run that would test something else than it is for."""
+    expected = os.environ.get("EXPECT_ACCELERATED")
+    if expected not in {None, str(int(accelerated))}:
+        pytest.exit(f"EXPECT_ACCELERATED={expected}, but connectionpools_fastapi.accelerated is {accelerated}", 3)
     config.addinivalue_line("markers", "virtual_time: the time of the loop jumps to the next timer when idle")
+    config.addinivalue_line("markers", "needs_python: skipped where the hot path runs compiled")
     config.addinivalue_line("markers", "needs_program(name): skipped where the program is missing; no wheel brings it")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """See to the programs that a test needs."""
     programs.see_to_programs(item)
+    if accelerated and item.get_closest_marker("needs_python") is not None:
+        pytest.skip("needs the hot path in Python: CONNECTIONPOOLS_PURE=1")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
