@@ -19,6 +19,8 @@ from connectionpools_fastapi._core.effects import Effect
 from tests.state_harness import Named, StateHarness
 from tests.support import Caller
 
+pytestmark = pytest.mark.needs_python  # it steps through lines
+
 NEVER = float("inf")
 OWNER = Named("the holder of everything")
 CORE = _core.__path__[0]  # the state and its collaborators
