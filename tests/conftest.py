@@ -46,7 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
     if expected not in {None, str(int(accelerated))}:
         pytest.exit(f"EXPECT_ACCELERATED={expected}, but connectionpools_fastapi.accelerated is {accelerated}", 3)
     config.addinivalue_line("markers", "virtual_time: the time of the loop jumps to the next timer when idle")
-    config.addinivalue_line("markers", "needs_python: skipped where the hot path runs compiled")
+    config.addinivalue_line(
+        "markers", "needs_python: skipped where the hot path runs compiled; it patches methods, or steps through lines"
+    )
     config.addinivalue_line("markers", "needs_program(name): skipped where the program is missing; no wheel brings it")
 
 

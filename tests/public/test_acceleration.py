@@ -45,7 +45,8 @@ def what_runs(folder: Path, **variables: str) -> list[Any]:
         from connectionpools_fastapi._core import slot
         print(json.dumps([pools.accelerated, slot.__file__]))
     """
-    return json.loads(python("-c", program, cwd=folder, **variables))
+    found: list[Any] = json.loads(python("-c", program, cwd=folder, **variables))
+    return found
 
 
 @pytest.fixture(scope="module")

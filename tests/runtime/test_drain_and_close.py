@@ -165,6 +165,7 @@ async def test_several_may_drain_at_once() -> None:
         await assert_nothing_is_lost(pool, backend)
 
 
+@pytest.mark.needs_python
 def test_expire_sees_concurrent_release_of_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     state: PoolState[Resource] = PoolState(Policy(limit=1), has_check=False, has_change=False, has_ended=has_ended)
     state.open(0)

@@ -913,6 +913,7 @@ def test_a_run_of_the_same_seed_is_the_same_run() -> None:
 
 
 # A run that is broken off may leave a hook's coroutine that was about to be awaited.
+@pytest.mark.needs_python
 @pytest.mark.filterwarnings("ignore:coroutine 'MoodyBackend.hook:RuntimeWarning")
 def test_a_run_that_fails_says_how_to_have_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     first_come = WaitQueue.next

@@ -39,6 +39,7 @@ class Once:
         return result
 
 
+@pytest.mark.needs_python
 @pytest.mark.anyio
 async def test_waiter_that_comes_during_put_back_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     async with PlainBackend().pool(limit=1, blocking=False, timeout=20) as pool, anyio.create_task_group() as group:
@@ -126,6 +127,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[ConnectionPool[Any]]
     return prepare
 
 
+@pytest.mark.needs_python
 @pytest.mark.anyio
 async def test_task_interrupted_while_joining_leaves_queue(interrupt: Callable[[ConnectionPool[Any]], None]) -> None:
     async with Backend().pool(limit=1) as pool:
@@ -135,6 +137,7 @@ async def test_task_interrupted_while_joining_leaves_queue(interrupt: Callable[[
         assert pool.waiting == 0
 
 
+@pytest.mark.needs_python
 def test_thread_interrupted_while_joining_leaves_queue(interrupt: Callable[[ConnectionPool[Any]], None]) -> None:
     with PlainBackend().pool(limit=1) as pool:
         interrupt(pool)
@@ -167,6 +170,7 @@ def test_no_timer_is_set_in_loop_that_pool_has_left() -> None:
         assert pool._engine.executor._timer is None
 
 
+@pytest.mark.needs_python
 def test_thread_interrupted_while_waiting_leaves_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: ThreadWaiter[Resource], __: float | None) -> bool:
         raise KeyboardInterrupt
@@ -430,6 +434,7 @@ async def test_a_broken_invariant_is_named() -> None:
         check(pool)
 
 
+@pytest.mark.needs_python
 def test_lease_during_deadlock_search_shows_no_deadlock() -> None:
     """A thread leases while a task looks for a circle."""
     core = StateHarness(limit=1)
@@ -457,6 +462,7 @@ def test_lease_during_deadlock_search_shows_no_deadlock() -> None:
     assert caller in core.state.queue
 
 
+@pytest.mark.needs_python
 def test_lease_ended_during_its_recovery_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread ends the lease at that very moment."""
     core = StateHarness(limit=1)
