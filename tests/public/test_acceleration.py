@@ -162,7 +162,8 @@ import connectionpools_fastapi as pools
 
 def signature(of):
     try:
-        return str(inspect.signature(of))
+        found = inspect.signature(of)  # compiled, its annotations are text
+        return str([(at.name, at.kind.name, repr(at.default)) for at in found.parameters.values()])
     except ValueError:
         return "none"
 

@@ -7,9 +7,9 @@ import anyio
 import pytest
 
 from connectionpools_fastapi import PoolStats, PoolTimeout
+from connectionpools_fastapi._core.recorder import Recorder
 from connectionpools_fastapi._runtime.caller import current_task
 from connectionpools_fastapi._runtime.holders import name_of
-from connectionpools_fastapi._core.recorder import Recorder
 from tests.support import Backend, PlainBackend, held, outcome_of, settled
 
 pytestmark = [pytest.mark.anyio, pytest.mark.virtual_time]
