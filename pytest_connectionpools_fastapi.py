@@ -4,6 +4,7 @@ It imports the package, and FastAPI, only in tests that use one of its fixtures.
 """
 
 import inspect
+import os
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -34,6 +35,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="FILE",
         help="write a table of the leases of each route, and for how long they were held, as Markdown",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Have the pool run in Python where it is looked on at: it is not imported yet, and workers inherit this."""
+    asked = early_config.known_args_namespace
+    if asked.pool_guard or asked.pool_report:
+        os.environ["CONNECTIONPOOLS_PURE"] = "1"
 
 
 class _Report:

@@ -13,6 +13,7 @@ from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
+from .._acceleration import accelerated
 from .._asgi.exchange import Exchange
 from .._asgi.middleware import PoolMiddleware
 from .._asgi.request import Route
@@ -190,10 +191,15 @@ class guard:  # noqa: N801 - a context manager that reads as a function, like `s
         """Begin to look on.
 
         Raises:
-            PoolConfigError: If a guard looks on already.
+            PoolConfigError: If a guard looks on already, or the pool runs compiled.
         """
         if guard._active is not None:
             raise PoolConfigError("guard: one looks on already, as --pool-guard does; there is one at a time")
+        if accelerated:
+            raise PoolConfigError(
+                "guard: the pool runs compiled, and cannot be looked on at. Run the tests with CONNECTIONPOOLS_PURE=1 in "
+                "their environment, or with --pool-guard, which sees to it"
+            )
         guard._active = self
         self._patch(Lease, "_hold", self._around_hold)
         self._patch(Engine, "hand_over", self._around_hand_over)

@@ -49,8 +49,11 @@ def name_of(page: Path) -> str:
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in pages() if blocks(page, "python") and page.name not in RUN_ELSEWHERE],
-    ids=name_of,
+    [
+        pytest.param(page, marks=[pytest.mark.needs_python] if page.name == "testing.md" else [], id=name_of(page))
+        for page in pages()
+        if blocks(page, "python") and page.name not in RUN_ELSEWHERE
+    ],
 )
 def test_page_runs_from_top_to_bottom(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

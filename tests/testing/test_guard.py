@@ -19,7 +19,7 @@ from connectionpools_fastapi.adapters.aiosqlite import AiosqliteManager
 from connectionpools_fastapi.testing import GuardError, guard, started
 from tests.wheel_servers import free_port
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.needs_python]
 HERE = Path(__file__).name
 
 

@@ -14,7 +14,7 @@ from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
 from connectionpools_fastapi.testing import GuardError, guard, sandbox, started
 from tests.sandboxes import KINDS, Database, awaited, insert_of, open_database
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.needs_python]
 HERE = Path(__file__).name
 EACH: Any = [pytest.param(kind, marks=kind.marks, id=kind.name) for kind in KINDS]
 SETS = {

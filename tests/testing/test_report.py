@@ -14,7 +14,7 @@ from connectionpools_fastapi.testing import sandbox, started
 from connectionpools_fastapi.testing._report import recorder, table_of
 from tests.sandboxes import KINDS, awaited, insert_of, open_database
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.needs_python]
 TELLS = [kind for kind in KINDS if "asyncpg" in kind.name or "sqlalchemy" in kind.name]
 
 
