@@ -8,7 +8,8 @@ import asyncpg  # type: ignore[import-untyped] # has no types
 from fastapi import FastAPI
 
 from benchmarks.apps.common import CONNECTIONS, Lend, leasing, limit, yielding
-from connectionpools_fastapi.adapters.asyncpg import RESET, AsyncpgManager
+from connectionpools_fastapi.adapters._asyncpg_reset import PREPARED_RESET, RESET_AND_PREPARE
+from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
 
 
 async def ask(connection: Any) -> Any:
@@ -33,7 +34,10 @@ def own_pool(dsn: str, **options: Any) -> FastAPI:
 
 
 def own_pool_same_reset(dsn: str) -> FastAPI:
-    async def reset(connection: Any) -> None:
-        await connection.execute(RESET)
+    async def init(connection: Any) -> None:
+        await connection.execute(RESET_AND_PREPARE)
 
-    return own_pool(dsn, reset=reset)
+    async def reset(connection: Any) -> None:
+        await connection.execute(PREPARED_RESET)
+
+    return own_pool(dsn, init=init, reset=reset)

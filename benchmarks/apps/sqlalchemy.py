@@ -9,7 +9,7 @@ from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from benchmarks.apps.common import CONNECTIONS, Lend, leasing, limit, yielding
-from connectionpools_fastapi.adapters.asyncpg import RESET
+from connectionpools_fastapi.adapters._asyncpg_reset import PREPARED_RESET, RESET_AND_PREPARE
 from connectionpools_fastapi.adapters.sqlalchemy import SqlalchemyManager
 
 
@@ -38,11 +38,15 @@ def own_pool(dsn: str, prepare: Callable[[AsyncEngine], object] = id, **options:
 
 def own_pool_same_reset(dsn: str) -> FastAPI:
     def prepare(engine: AsyncEngine) -> None:
+        @event.listens_for(engine.sync_engine, "connect")
+        def connect(dbapi_connection: Any, _record: Any) -> None:
+            dbapi_connection.run_async(lambda connection: connection.execute(RESET_AND_PREPARE))
+
         @event.listens_for(engine.sync_engine, "reset")
         def reset(dbapi_connection: Any, _record: Any, state: Any) -> None:
             if not state.terminate_only:
                 dbapi_connection.rollback()
-                dbapi_connection.run_async(lambda connection: connection.execute(RESET))
+                dbapi_connection.run_async(lambda connection: connection.execute(PREPARED_RESET))
 
     return own_pool(dsn, prepare, pool_reset_on_return=None)
 

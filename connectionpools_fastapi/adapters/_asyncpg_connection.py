@@ -14,6 +14,7 @@ from asyncpg.protocol.protocol import BaseProtocol  # type: ignore[import-untype
 from connectionpools_fastapi import Loan
 from connectionpools_fastapi.errors import NotLeased
 
+from ._asyncpg_reset import RESET_AND_PREPARE
 from ._postgres import SESSION_STATE
 
 CANCEL_WITHIN = 2.0  # seconds
@@ -276,6 +277,8 @@ class Leasable(_NotesCodecs, asyncpg.Connection):  # type: ignore[misc] # untype
     was_refused_write = False
     # Whether it must not be used any more.
     is_outdated = False
+    # What resets its session; see `reset_session`.
+    reset_script = RESET_AND_PREPARE
     # False for SQLAlchemy: it begins a transaction for each first statement, and its adapter reports writes itself.
     reports_transactions = True
 

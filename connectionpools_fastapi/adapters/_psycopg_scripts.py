@@ -20,26 +20,28 @@ from ._psycopg_leases import Wire, fault
 
 Steps = Generator[Any, Any, Any]
 
-# DISCARD ALL must be the only statement. To end a transaction in the same round trip, its parts are sent, as
-# PostgreSQL's manual lists them.
+# DISCARD ALL must be the only statement. To end a transaction in the same round trip, its parts are sent, which
+# PostgreSQL's manual lists.
 DISCARD_ALL = b"DISCARD ALL"
-ROLLBACK_AND_DISCARD_ALL = b"""
+_UNLOCK = b"pg_catalog.pg_advisory_unlock_all()"
+_ROLLBACK = b"ROLLBACK"
+_ROLLBACK_AND_DISCARD_ALL_BUT_LOCKS = b"""
 ROLLBACK;
 CLOSE ALL;
 SET SESSION AUTHORIZATION DEFAULT;
 RESET ALL;
 DEALLOCATE ALL;
 UNLISTEN *;
-SELECT pg_catalog.pg_advisory_unlock_all();
 DISCARD PLANS;
 DISCARD TEMP;
 DISCARD SEQUENCES
 """
+ROLLBACK_AND_DISCARD_ALL = b"%b; SELECT %b" % (_ROLLBACK_AND_DISCARD_ALL_BUT_LOCKS, _UNLOCK)
 
 # Asked before a rollback, in the same round trip: whether the transaction has written anything.
 VERSION_13 = 13_00_00
-HAS_WRITTEN = b"SELECT pg_catalog.pg_current_xact_id_if_assigned(); "
-HAS_WRITTEN_BEFORE_13 = b"SELECT pg_catalog.txid_current_if_assigned(); "
+HAS_WRITTEN = b"SELECT pg_catalog.pg_current_xact_id_if_assigned()"
+HAS_WRITTEN_BEFORE_13 = b"SELECT pg_catalog.txid_current_if_assigned()"
 
 POOLED_OPTIONS = (
     "reset='transaction', and prepare_threshold=None unless it is PgBouncer 1.22 or newer with "
@@ -132,13 +134,15 @@ def _discard_all(keeper: Any) -> Steps:
 
 
 def _roll_back(keeper: Any, loan: Loan | None, reset: Reset) -> Steps:
-    script = b"ROLLBACK" if reset == "transaction" else ROLLBACK_AND_DISCARD_ALL
     has_failed = keeper.pgconn.transaction_status != TransactionStatus.INTRANS
     if loan is None or loan.has_failed or has_failed:  # the loss is intended
-        yield from ask(keeper, script)
+        yield from ask(keeper, _ROLLBACK if reset == "transaction" else ROLLBACK_AND_DISCARD_ALL)
     else:
         question = HAS_WRITTEN if keeper.pgconn.server_version >= VERSION_13 else HAS_WRITTEN_BEFORE_13
-        written, *_ = yield from ask(keeper, question + script)
+        script = b"%b; %b" % (question, _ROLLBACK)
+        if reset == "session":  # a rollback does not restore these locks, and one SELECT costs half of two
+            script = b"%b, %b; %b" % (question, _UNLOCK, _ROLLBACK_AND_DISCARD_ALL_BUT_LOCKS)
+        written, *_ = yield from ask(keeper, script)
         if written.get_value(0, 0) is not None:
             loan.warn(keeper.lost)
     if reset == "session":

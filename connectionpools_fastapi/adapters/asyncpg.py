@@ -35,6 +35,7 @@ try:
         raise ImportError(f"asyncpg {asyncpg.__version__} is too old")
     from ._asyncpg_connect import KNOWN, connect_by, instead, mistake
     from ._asyncpg_connection import ROLLBACK, Leasable, answer_of, leasable, state_of
+    from ._asyncpg_reset import RESET, reset_session
 except ImportError as _error:
     msg = (
         "connectionpools_fastapi.adapters.asyncpg needs asyncpg 0.30 or newer: "
@@ -42,19 +43,6 @@ except ImportError as _error:
     )
     raise ImportError(msg) from _error
 
-# Like DISCARD ALL, but it keeps the prepared statements that asyncpg itself has made and relies on (PgBouncer gives
-# them other names). The search for other ones comes last, since asyncpg reports the outcome of the last statement.
-RESET = """
-SET SESSION AUTHORIZATION DEFAULT;
-RESET ALL;
-CLOSE ALL;
-UNLISTEN *;
-SELECT pg_catalog.pg_advisory_unlock_all();
-DISCARD TEMP;
-DISCARD SEQUENCES;
-SELECT FROM pg_catalog.pg_prepared_statement()
-WHERE pg_catalog.left(name, 10) OPERATOR(pg_catalog.<>) ALL (ARRAY['__asyncpg_', 'PGBOUNCER_'])
-"""
 NONE_FOUND = "SELECT 0"
 
 CONNECT_WITHIN = 5.0
@@ -282,17 +270,21 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         # If a query is sent anyway, sending it is the cheapest way to learn whether another one runs.
         if not resets_session and await _is_busy(connection):
             raise _busy()
-        script = RESET if resets_session else ""
+        rollback = ""
         if protocol.is_in_transaction():
             if lent is not None and connection.reports_transactions:
                 lent.warn_if_forgotten()
-            script = f"{ROLLBACK}{script}"
+            rollback = ROLLBACK
+        shares_sessions = self._shares_sessions
         try:
-            left = await protocol.query(script, None) if script else ""
+            if resets_session:
+                has_statements = await reset_session(connection, rollback, shares_sessions=shares_sessions)
+                if has_statements and not shares_sessions:
+                    raise own(PoolError("a lease has left prepared statements of its own; DEALLOCATE them"))
+            elif rollback:
+                await protocol.query(rollback, None)
         except asyncpg.InterfaceError:
             raise _busy() from None
-        if resets_session and left != NONE_FOUND and not self._shares_sessions:
-            raise own(PoolError("a lease has left prepared statements of its own; DEALLOCATE them"))
         if connection.was_refused_write:
             await self._look_for_failover(connection)
 

@@ -20,6 +20,7 @@ from connectionpools_fastapi import ConnectionPool, PoolConfigError, ResourceUna
 from connectionpools_fastapi.adapters import asyncpg as adapter
 from connectionpools_fastapi.adapters.asyncpg import AsyncpgManager
 from tests.certificates import write_certificate
+from tests.leak_servers import POSTGRES
 from tests.wires import LOCAL_PORT, Proxy, speaking_tls
 
 pytestmark = pytest.mark.anyio
@@ -168,6 +169,37 @@ async def test_prepared_statements_of_a_lease_cost_the_connection(
                 await prepare(connection)
     assert pool.stats().creates == 2
     assert "DEALLOCATE" in caplog.text
+
+
+async def test_reset_prepares_its_search_once(postgres_url: str, admin: Any) -> None:
+    async with pool_of(AsyncpgManager(postgres_url)) as pool:
+        for step in ("PREPARE", "EXECUTE", "EXECUTE"):
+            async with pool.lease() as connection:
+                pid = connection.get_server_pid()
+            last = await admin.fetchval("SELECT query FROM pg_stat_activity WHERE pid = $1", pid)
+            assert step in last
+            assert ("pg_prepared_statement()" in last) is (step == "PREPARE")
+        assert pool.stats().creates == 1
+
+
+@pytest.mark.parametrize("discard", ["DEALLOCATE ALL", "DISCARD ALL", 'PREPARE "__asyncpg_pool_reset__" AS SELECT 1'])
+async def test_reset_does_the_same_without_its_prepared_search(postgres_url: str, discard: str) -> None:
+    leftovers = [each for name, each in POSTGRES.leftovers.items() if each.of_session and "PREPARE" not in name]
+    async with pool_of(AsyncpgManager(postgres_url, statement_cache_size=0)) as pool:
+        for _ in range(0 if "PREPARE" in discard else 2):
+            async with pool.lease():  # its reset prepares the search, or uses what the last one has prepared
+                pass
+        for statements in ([discard, *(each.leave for each in leftovers)], [each.leave for each in leftovers]):
+            async with pool.lease() as connection:
+                for statement in statements:
+                    await connection.execute(statement)
+            async with pool.lease() as connection:
+                assert not [each.leave for each in leftovers if await connection.fetchval(each.question)]
+        assert pool.stats().creates == 1
+        async with pool.lease() as connection:
+            await prepare_by_hand(connection)
+        async with pool.lease():
+            assert pool.stats().creates == 2
 
 
 @pytest.mark.parametrize("reset", RESETS)

@@ -137,6 +137,23 @@ async def test_asyncpg_statements_of_others_cost_no_connection(postgres_url: str
         await other.close()
 
 
+async def test_asyncpg_reset_works_behind_a_pooler_not_found(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each reset may be of a session where its search is prepared already, or not yet."""
+    monkeypatch.setattr(adapter, "LOOK_WITHIN", 0)
+    with pgbouncer(postgres_url, "transaction", default_pool_size=3, server_round_robin=1) as url:
+        async with ConnectionPool(AsyncpgManager(url, statement_cache_size=0), limit=3, min_free=3) as pool:
+            for _ in range(5):
+                leases = [pool.lease() for _ in range(3)]
+                for lease in leases:
+                    assert await (await lease.__aenter__()).fetchval("SELECT 1") == 1
+                for lease in leases:
+                    await lease.__aexit__(None, None, None)
+            assert pool.stats().creates == 3
+    assert not warnings(caplog)
+
+
 async def test_asyncpg_server_itself_is_no_pooler(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
     async with ConnectionPool(AsyncpgManager(postgres_url), limit=1) as pool, pool.lease():
         pass

@@ -32,6 +32,7 @@ from connectionpools_fastapi.adapters._psycopg_scripts import ask
 from connectionpools_fastapi.adapters._readiness import Readiness
 from connectionpools_fastapi.adapters.psycopg import PsycopgManager, SyncPsycopgManager
 from tests import psycopg_pools
+from tests.leak_servers import POSTGRES
 from tests.psycopg_pools import (
     WAIT,
     Connection,
@@ -277,6 +278,22 @@ async def test_reset_asks_the_server_once(postgres_url: str, begin: str, *, has_
             assert await last() == "SELECT 'mine'"  # and no DEALLOCATE after it
         finally:
             await manager.clean(connection)
+
+
+@pytest.mark.parametrize("last", ["SELECT 1", "SELECT 1 / 0"])
+async def test_reset_in_a_transaction_undoes_the_session(postgres_url: str, last: str) -> None:
+    leftovers = [leftover for leftover in POSTGRES.leftovers.values() if leftover.of_session]
+
+    async def leave(connection: Connection) -> None:
+        await run(connection, *(leftover.leave for leftover in leftovers))
+        with suppress(psycopg.Error):
+            await connection.execute(last)
+
+    async def look(connection: Connection) -> list[str]:
+        return [each.leave for each in leftovers if each.is_seen(await value(connection, each.question))]
+
+    async with pool_of(postgres_url) as pool:
+        assert await after(pool, leave, look) == []
 
 
 # --- what cannot be used again ----------------------------------------------------------------------
