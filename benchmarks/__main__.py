@@ -20,6 +20,7 @@ from benchmarks import (
     start,
     tasks,
     threads,
+    watch,
     web,
 )
 from benchmarks.rounds import FULL, QUICK, TINY, Benchmark, Effort, Rounds
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "crowd": tasks.CROWD,
     "threads": threads.BENCHMARK,
     "leased": web.LEASED,
+    "watch": watch.BENCHMARK,
     "http-asyncpg": postgres.ASYNCPG_BENCHMARK,
     "http-psycopg": postgres.PSYCOPG_BENCHMARK,
     "http-sqlalchemy": postgres.SQLALCHEMY_BENCHMARK,

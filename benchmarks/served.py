@@ -1,4 +1,4 @@
-"""Serves one application by uvicorn until its input ends: `python -m benchmarks.served MODULE:FUNCTION`.
+"""Serves one application by uvicorn until its input ends: `python -m benchmarks.served MODULE:FUNCTION [LOOP HTTP]`.
 
 The function makes the application, and is given the address of the database. The port is printed.
 """
@@ -17,7 +17,8 @@ ADDRESS = "BENCHMARKED_DATABASE"
 
 def main() -> None:
     app = pkgutil.resolve_name(sys.argv[1])(os.environ.get(ADDRESS, ""))
-    config = uvicorn.Config(app, loop="uvloop", http="httptools", access_log=False, log_level="warning")
+    loop, http = sys.argv[2:] or ("uvloop", "httptools")
+    config = uvicorn.Config(app, loop=loop, http=http, access_log=False, log_level="warning")
     server = uvicorn.Server(config)
 
     def stop_at_end() -> None:

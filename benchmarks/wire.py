@@ -46,9 +46,11 @@ def _child(*words: str, **environment: str) -> Iterator[tuple[IO[str], IO[str], 
 
 
 @contextmanager
-def serving(app: str, database: str = "", environment: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Serve an application, told as `module:function`."""
-    with _child("benchmarks.served", app, **{ADDRESS: database}, **(environment or {})) as (_, output, process):
+def serving(
+    app: str, database: str = "", *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Serve an application, told as `module:function`, with the options of `benchmarks.served`."""
+    with _child("benchmarks.served", app, *options, **{ADDRESS: database}, **(environment or {})) as (_, output, process):
         port = int(output.readline())
         with urlopen(f"http://127.0.0.1:{port}/", timeout=30):
             pass

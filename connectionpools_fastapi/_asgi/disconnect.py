@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +14,7 @@ from .._core.waiter import Waiter
 from .._runtime.current import in_trio
 from .._runtime.request_context import REQUEST
 from ..lease import Lease
-from .stepper import Stepper, needs_no_task
-
-DISCONNECTS = frozenset({"http.disconnect", "websocket.disconnect"})
+from .client_poll import DISCONNECTS, ClientPoll, poll_of_loop, presence
 
 
 class ClientGone(ClientDisconnect):
@@ -27,14 +24,15 @@ class ClientGone(ClientDisconnect):
 class DisconnectWatcher:
     """Stands between a server's `receive` and the application, which gets each message, in order.
 
-    Once a request has waited for a moment, a separate task reads ahead while it waits. The end of
+    Once a request has waited for a moment, a poll asks the server whether the client is there. Where the
+    server is not known, a separate task reads ahead while it waits. The end of
     the wait does not cancel a read under way: the application gets its message. A cancelled
     `receive` may lose a message, as that of Starlette's BaseHTTPMiddleware does.
     """
 
     __slots__ = (
-        *("_ahead", "_arrived", "_context", "_is_answered", "_is_reading_ahead", "_readers", "_receive"),
-        *("_request_complete", "_served", "_stepper", "_stop", "_task", "_waits", "_watched", "disconnected"),
+        *("_ahead", "_arrived", "_context", "_has_gone", "_is_answered", "_is_reading_ahead", "_poll", "_readers"),
+        *("_receive", "_request_complete", "_served", "_stop", "_task", "_waits", "_watched", "disconnected"),
     )
 
     def __init__(self, receive: Receive) -> None:
@@ -42,9 +40,10 @@ class DisconnectWatcher:
         self._readers = 0  # how many calls of the server's `receive` are under way
         self._is_reading_ahead = False  # a task does so, or is about to begin
         self._stop: Callable[[], object] | None = None  # cancels that task, while it runs
-        self._stepper: Stepper | None = None  # reads ahead in place of a task
+        self._has_gone: Callable[[], bool] | None = None  # asks the server, while the poll does
+        self._poll: ClientPoll  # set with it
         self._arrived: anyio.Event | None = None  # made where the application waits for that task
-        self._ahead: deque[Message] = deque()
+        self._ahead: list[Message] = []  # one or two
         self._watched: dict[object, Callable[[Exception], None]] = {}  # each waiter, with the function that removes it
         self._served: tuple[Callable[[Exception], None], ...] = ()  # the same for waiters that got a lease
         self._is_answered = False  # whether the response has begun
@@ -61,7 +60,7 @@ class DisconnectWatcher:
             if self._arrived is None:
                 self._arrived = anyio.Event()
             await self._arrived.wait()
-        return self._ahead.popleft() if self._ahead else await self._read()
+        return self._ahead.pop(0) if self._ahead else await self._read()
 
     async def wait_for(self, lease: Lease[T], owner: object) -> T:
         """Wait until a lease begins for its owner, for as long as the client is there.
@@ -80,6 +79,8 @@ class DisconnectWatcher:
             self._waits -= 1
             if not self._waits:
                 self._context = None
+        if self._has_gone is not None and self._has_gone():  # since the last look
+            self.note_disconnect()
         if self.disconnected:  # just as the lease was granted
             lease.release_nowait()
             raise ClientGone
@@ -91,18 +92,18 @@ class DisconnectWatcher:
             self._watched[waiter] = leave
             if self.disconnected:
                 leave(ClientGone())
-            elif not self._is_reading_ahead:
+            elif self._has_gone is None and not self._is_reading_ahead:
                 context = self._context
                 assert context is not None  # noqa: S101 - it waits
-                self._read_on(context)
+                self._begin(context)
 
     def watch_use(self, user: object, leave: Callable[[Exception], None], context: contextvars.Context) -> None:
         """Call `leave` when the client goes away, unless `unwatch_use` comes first; read in `context` meanwhile."""
         self._watched[user] = leave
         if self.disconnected:
             leave(ClientGone())
-        elif not self._is_reading_ahead:
-            self._read_on(context)
+        elif self._has_gone is None and not self._is_reading_ahead:
+            self._begin(context)
 
     def unwatch_use(self, user: object) -> None:
         """Note that a use has ended."""
@@ -114,17 +115,41 @@ class DisconnectWatcher:
         if leave is not None and waiter.slot is not None and not self._is_answered:
             self._served += (leave,)
 
+    def note_disconnect(self) -> None:
+        """Let all leave: the client has gone away."""
+        if self.disconnected:
+            return
+        self.disconnected = True
+        for leave in (*self._watched.values(), *self._served):
+            leave(ClientGone())
+        self._served = ()
+
     def begin_response(self) -> None:
         """Note that the response has begun: a client that leaves from now on was served."""
+        if self._has_gone is not None:
+            if self._has_gone():
+                self.note_disconnect()
+            self._has_gone = None
+            self._poll.discard(self)
         self._is_answered = True
         self._served = ()
-        if self._stepper is not None:  # a cancelled task might lose a message, and a stepper's coroutine does not
-            self._stepper.cancel()
 
     def close(self) -> None:
-        """Stop reading: the request is over."""
+        """Stop watching: the request is over."""
+        if self._has_gone is not None:
+            self._poll.discard(self)
         if self._stop is not None:
             self._stop()
+
+    def _begin(self, context: contextvars.Context) -> None:
+        self._has_gone = presence(self._receive)
+        if self._has_gone is None:
+            self._read_on(context)
+        else:
+            self._poll = poll_of_loop()
+            self._poll.add(self, self._has_gone)
+            if self._has_gone():
+                self.note_disconnect()
 
     def _read_on(self, context: contextvars.Context) -> None:
         self._is_reading_ahead = True
@@ -133,9 +158,6 @@ class DisconnectWatcher:
             import trio  # noqa: PLC0415 - trio is not a dependency
 
             trio.lowlevel.spawn_system_task(self._read_ahead_in_trio, context=context)
-        elif needs_no_task(self._receive):
-            self._stepper = Stepper(context)
-            self._stepper.run(self._read_while_watched(self._stepper.cancel))
         else:  # stored, since asyncio itself keeps only weak references
             self._task = asyncio.create_task(self._read_ahead(), context=context)
 
@@ -184,10 +206,7 @@ class DisconnectWatcher:
 
     def _note(self, message: Message) -> None:
         if message["type"] in DISCONNECTS:
-            self.disconnected = True
-            for leave in (*self._watched.values(), *self._served):
-                leave(ClientGone())
-            self._served = ()
+            self.note_disconnect()
         self._request_complete = _completes_request(message)
 
 

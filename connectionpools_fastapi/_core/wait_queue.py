@@ -47,6 +47,7 @@ class WaitQueue(Generic[T]):
         self._order = count()
         # Waiters whose client may go away and is not watched yet; some may be gone.
         self._unwatched: deque[Waiter[T]] = deque()
+        self._next_deadline = NEVER  # a lower bound
         # Lower bound on the next time at which a waiter is overdue, or its client is to be watched;
         # infinity if no waiter has joined since both were last asked.
         self.due = NEVER
@@ -71,11 +72,13 @@ class WaitQueue(Generic[T]):
         if size > self.peak:  # noqa: PLR1730 - `max` would be a call for each waiter
             self.peak = size
         self._owners[waiter.owner] = waiter
-        if waiter.deadline is not None and waiter.deadline < self.due:
-            self.due = waiter.deadline
+        if waiter.deadline is not None and waiter.deadline < self._next_deadline:
+            self._next_deadline = waiter.deadline
+            self.due = min(self.due, waiter.deadline)
         if waiter.client is not None:
+            if not self._unwatched:
+                self.due = min(self.due, waiter.asked_at + WATCH_AFTER)
             self._unwatched.append(waiter)
-            self.due = min(self.due, self._unwatched[0].asked_at + WATCH_AFTER)
 
     def _join_special(self, waiter: Waiter[T]) -> None:
         self._lanes[waiter.rank].append(waiter)
@@ -186,13 +189,15 @@ class WaitQueue(Generic[T]):
 
     def overdue(self, now: float) -> Iterator[Waiter[T]]:
         """Yield, one after the other, the waiters whose timeout has passed; each has to leave."""
-        self._note_deadlines()
-        deadlines = self._deadlines
-        while deadlines and (deadlines[0][0] <= now or not deadlines[0][2].waits):
-            waiter = heapq.heappop(deadlines)[2]
-            if waiter.waits:
-                yield waiter
-        self.due = deadlines[0][0] if deadlines else NEVER
+        if self._next_deadline <= now:  # else it was asked because of clients
+            self._note_deadlines()
+            deadlines = self._deadlines
+            while deadlines and (deadlines[0][0] <= now or not deadlines[0][2].waits):
+                waiter = heapq.heappop(deadlines)[2]
+                if waiter.waits:
+                    yield waiter
+            self._next_deadline = deadlines[0][0] if deadlines else NEVER
+        self.due = self._next_deadline
         if self._promotions:
             self.due = min(self.due, self._promotions[0][0])
         if self._unwatched:

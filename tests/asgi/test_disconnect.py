@@ -785,6 +785,7 @@ async def until(happened: Callable[[], bool]) -> None:
 
 GET = b"GET / HTTP/1.1\r\nHost: test\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nbody"
+LONG = b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 100000\r\n\r\n" + bytes(100_000)  # uvicorn pauses reading
 UPGRADE = (
     b"GET /ws HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -799,9 +800,10 @@ UPGRADE = (
         (GET, {"http": "h11"}),
         (POST, {"http": "h11"}),
         (POST, {"http": "httptools"}),
+        (LONG, {"http": "httptools"}),
         (UPGRADE, {"ws": "websockets-sansio"}),
     ],
-    ids=["h11", "h11-body", "httptools", "websocket"],
+    ids=["h11", "h11-body", "httptools", "httptools-long", "websocket"],
 )
 async def test_gone_clients_of_a_real_server_leave_the_queue(
     request_: bytes, options: dict[str, str], around: tuple[Any, ...], caplog: pytest.LogCaptureFixture

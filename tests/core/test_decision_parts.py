@@ -100,6 +100,8 @@ def test_waiter_that_left_is_neither_overdue_nor_due() -> None:
     queue.leave(gone)
     queue.leave(also_gone)
     assert list(queue.overdue(0.0)) == []
+    assert queue.due == 1.0, "to look too early costs nothing but the look"
+    assert list(queue.overdue(1.0)) == []
     assert queue.due == 3.0
     assert list(queue.overdue(3.0)) == [there]
 
@@ -116,12 +118,25 @@ def test_deadline_of_a_brief_waiter_is_never_noted() -> None:
     assert (queue.due, len(queue._deadlines)) == (5.0, 1)
 
 
+def test_look_at_clients_notes_no_deadlines() -> None:
+    caller = waiter(5.0)
+    client: Any = object()
+    caller.client = client
+    queue = queue_of(caller)
+    assert list(queue.unwatched(WATCH_AFTER)) == [caller]
+    assert list(queue.overdue(WATCH_AFTER)) == []
+    assert (queue.due, len(queue._deadlines)) == (5.0, 0)
+    assert list(queue.overdue(5.0)) == [caller]
+
+
 def test_stale_deadlines_are_dropped_in_batches() -> None:
     queue = queue_of(waiter(1.0), waiter(), waiter())  # the first of them is in no hurry to leave
     kept = []
     for number in range(100):
-        caller = waiter(100.0 + number)
-        queue.join(caller)
+        caller, brief = waiter(100.0 + number), waiter(0.0)
+        for newcomer in (caller, brief):
+            queue.join(newcomer)
+        queue.leave(brief)  # a deadline that seems to have come makes the queue look at all of them
         assert list(queue.overdue(0.0)) == []
         kept.append(len(queue._deadlines))
         queue.leave(caller)

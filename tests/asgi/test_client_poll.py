@@ -1,10 +1,10 @@
-"""Reading ahead without a task, where a server's `receive` is known to need none."""
+"""Clients that are watched by a poll, where a server is known to tell at once whether they have gone."""
 
 import asyncio
-import contextvars
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from types import MethodType, SimpleNamespace
 from typing import Annotated, Any
 
 import anyio
@@ -14,7 +14,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import ASGIApp, Message
 
 from connectionpools_fastapi import ConnectionPool, Leased, install_pools
-from connectionpools_fastapi._asgi.stepper import Stepper, needs_no_task
+from connectionpools_fastapi._asgi.client_poll import PERIOD, ClientPoll, presence
 from connectionpools_fastapi.testing import started
 from tests.support import held, jumping, loop_time, settled
 from tests.web import Answer, ask, things, watched
@@ -57,11 +57,12 @@ async def waiting(pool: ConnectionPool[Any], app: FastAPI, messages: asyncio.Que
         yield answer
 
 
-async def test_client_that_goes_away_leaves_the_queue_at_once() -> None:
+async def test_client_that_goes_away_leaves_the_queue_within_50_ms() -> None:
     pool, messages = things(1, clock=loop_time), asyncio.Queue[Message]()
     messages.put_nowait(PARTS[-1])
     async with waiting(pool, echoing(pool), messages) as answer:
         messages.put_nowait(GONE)
+        await anyio.sleep(PERIOD)
         await settled()
         assert (pool.waiting, pool.stats().withdrawals, answer.status) == (0, 1, 499)
 
@@ -88,95 +89,106 @@ async def test_message_at_the_moment_of_granting_is_not_lost(turns: int) -> None
     assert answer.body == b'"c"'
 
 
-async def test_reading_ends_as_the_response_begins() -> None:
+async def test_client_gone_as_its_lease_begins_is_seen_at_once() -> None:
+    """The next look would come too late: the endpoint would run in vain."""
+    pool, messages = things(1, clock=loop_time), asyncio.Queue[Message]()
+    messages.put_nowait(PARTS[-1])
+    async with waiting(pool, echoing(pool), messages) as answer:
+        messages.put_nowait(GONE)
+    assert (answer.status, pool.taken) == (499, 0)
+
+
+async def test_client_gone_since_the_last_look_is_none_that_was_served() -> None:
+    """The pool learns of it as the response begins."""
     pool, messages = things(1, clock=loop_time), asyncio.Queue[Message]()
     messages.put_nowait(PARTS[-1])
     app = FastAPI()
     install_pools(app, pool)
+    watcher: list[Any] = []
 
     @app.post("/")
-    async def endpoint(_: Annotated[Any, Leased(pool)]) -> StreamingResponse:
+    async def endpoint(request: Request, _: Annotated[Any, Leased(pool)]) -> str:
+        watcher.append(request.scope["connectionpools_fastapi"]._watcher)  # nothing else shows it
+        messages.put_nowait(GONE)
+        return "done"
+
+    async with waiting(pool, app, messages) as answer:
+        pass
+    assert answer.status == 200
+    assert watcher[0].disconnected
+
+
+async def test_looking_ends_as_the_response_begins() -> None:
+    pool, messages = things(1, clock=loop_time), asyncio.Queue[Message]()
+    messages.put_nowait(PARTS[-1])
+    app = FastAPI()
+    install_pools(app, pool)
+    watcher: list[Any] = []
+
+    @app.post("/")
+    async def endpoint(request: Request, _: Annotated[Any, Leased(pool)]) -> StreamingResponse:
+        watcher.append(request.scope["connectionpools_fastapi"]._watcher)
+
         async def rows() -> AsyncIterator[str]:
             messages.put_nowait(GONE)
-            await settled()
-            yield str(messages.qsize())
+            await anyio.sleep(2 * PERIOD)
+            yield "row"
 
         return StreamingResponse(rows())
 
     async with waiting(pool, app, messages) as answer:
         pass
-    assert answer.body == b"1"
+    assert answer.status == 200
+    assert not watcher[0].disconnected
 
 
-async def test_only_the_receive_of_a_known_server_needs_no_task() -> None:
-    async def receive() -> Message:
+class Watcher:
+    """Counts how often it was told."""
+
+    told = 0
+
+    def note_disconnect(self) -> None:
+        self.told += 1
+
+
+async def test_poll_looks_again_after_it_has_had_no_clients() -> None:
+    poll, gone, watcher = ClientPoll(), asyncio.Event(), Watcher()
+    for times in range(2):
+        gone.clear()
+        poll.add(watcher, gone.is_set)
+        await anyio.sleep(3 * PERIOD)
+        assert watcher.told == times
+        gone.set()
+        await anyio.sleep(2 * PERIOD)
+        assert watcher.told == times + 1
+    poll.add(watcher, gone.is_set)
+    poll.discard(watcher)
+    await anyio.sleep(2 * PERIOD)
+    assert watcher.told == 2
+
+
+async def test_only_the_receive_of_a_known_server_tells_at_once() -> None:
+    async def receive(_: object = None) -> Message:
         return GONE
 
     queue: asyncio.Queue[Message] = asyncio.Queue()
-    assert needs_no_task(queue.get)
-    assert not needs_no_task(partial(queue.get))
-    assert not needs_no_task(receive)
-    assert not needs_no_task(anyio.Event().wait)
+    assert presence(queue.get) is not None
+    assert presence(partial(queue.get)) is None
+    assert presence(receive) is None
+    assert presence(MethodType(receive, anyio.Event())) is None
 
 
-async def test_steps_run_in_their_context_from_future_to_future() -> None:
-    variable = contextvars.ContextVar("variable", default=0)
-    context = contextvars.copy_context()
-    context.run(variable.set, 1)
-    seen: list[tuple[int, object]] = []
-    go_on = asyncio.Event()
-
-    async def look() -> None:
-        for wait in (asyncio.sleep(0), asyncio.sleep(1), go_on.wait()):
-            await wait
-            seen.append((variable.get(), asyncio.current_task()))
-
-    Stepper(context).run(look())
-    await settled()
-    assert len(seen) == 1
-    await asyncio.sleep(1)
-    await settled()
-    go_on.set()
-    await settled()
-    assert seen == [(1, None)] * 3
-
-
-@pytest.mark.parametrize("happens", [True, False], ids=["as-it-happens", "before"])
-async def test_cancel_ends_a_coroutine_where_it_is(*, happens: bool) -> None:
-    event, ended = asyncio.Event(), []
-
-    async def wait() -> None:
-        try:
-            await event.wait()
-            ended.append("went on")
-        finally:
-            ended.append("ended")
-
-    stepper = Stepper(contextvars.copy_context())
-    stepper.run(wait())
-    if happens:
-        event.set()
-    stepper.cancel()
-    assert ended == ["ended"]
-    event.set()
-    await settled()
-    stepper.cancel()
-    assert ended == ["ended"]
-
-
-async def test_coroutine_whose_future_is_cancelled_ends() -> None:
-    future = asyncio.get_running_loop().create_future()
-    ended = asyncio.Event()
-
-    async def wait() -> None:
-        try:
-            await future
-        finally:
-            ended.set()
-
-    stepper = Stepper(contextvars.copy_context())
-    stepper.run(wait())
-    future.cancel()
-    await settled()
-    assert ended.is_set()
-    stepper.cancel()
+@pytest.mark.parametrize("module", ["httptools_impl", "h11_impl"])
+async def test_uvicorn_tells_unless_it_has_paused_reading(module: str) -> None:
+    """Then it would not notice a client that goes away; `receive` makes it read on."""
+    cycle = pytest.importorskip(f"uvicorn.protocols.http.{module}").RequestResponseCycle
+    flow = SimpleNamespace(read_paused=False)
+    request = cycle.__new__(cycle)
+    request.flow, request.disconnected = flow, False
+    has_gone = presence(request.receive)
+    assert has_gone is not None
+    assert not has_gone()
+    request.disconnected = True
+    assert has_gone()
+    flow.read_paused = True
+    assert presence(request.receive) is None
