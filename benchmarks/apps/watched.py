@@ -1,5 +1,6 @@
 """Requests that wait for one of few resources: with their clients watched, and without; /spent says what they took."""
 
+import asyncio
 import resource
 from typing import Any
 
@@ -8,6 +9,8 @@ from fastapi import FastAPI
 from benchmarks.apps.common import leasing
 from connectionpools_fastapi import ResourceManager
 from connectionpools_fastapi._asgi.exchange import Exchange
+
+HOLD = 0.01  # seconds; with as many resources as there are, 1,000 requests a second
 
 
 class Thing:
@@ -26,6 +29,7 @@ def watched(_: str) -> FastAPI:
 
     async def ask(_: Any) -> bool:
         nonlocal served
+        await asyncio.sleep(HOLD)
         served += 1
         return True
 
