@@ -31,7 +31,9 @@ def run(driver: str, peer: str, rounds: Rounds) -> None:
         load = stack.enter_context(asking("benchmarks.load"))
         servers = {
             name: stack.enter_context(
-                serving(f"benchmarks.apps.{driver}:{app}", database.url, PURE_PYTHON if name == PURE else {})
+                serving(
+                    f"benchmarks.apps.{driver}:{app}", database.url, environment=PURE_PYTHON if name == PURE else {}
+                )
             )
             for name, app in apps.items()
         }

@@ -50,7 +50,11 @@ def serving(
     app: str, database: str = "", *options: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
     """Serve an application, told as `module:function`, with the options of `benchmarks.served`."""
-    with _child("benchmarks.served", app, *options, **{ADDRESS: database}, **(environment or {})) as (_, output, process):
+    with _child("benchmarks.served", app, *options, **{ADDRESS: database}, **(environment or {})) as (
+        _,
+        output,
+        process,
+    ):
         port = int(output.readline())
         with urlopen(f"http://127.0.0.1:{port}/", timeout=30):
             pass

@@ -244,7 +244,10 @@ class Executor(Generic[T]):
         try:
             waiter.wake()
         except RuntimeError:  # the waiter ended with its loop; the loop of the next waiter may have ended too
-            self._meanwhile(partial(self.apply, self._state.cancel, waiter, self._clock()))
+            self._meanwhile(partial(self._cancel, waiter))
+
+    def _cancel(self, waiter: Waiter[T]) -> None:
+        self.apply(self._state.cancel, waiter, self._clock())
 
     def _watch(self, waiters: list[TaskWaiter[T]]) -> None:
         for waiter in waiters:

@@ -197,8 +197,8 @@ class guard:  # noqa: N801 - a context manager that reads as a function, like `s
             raise PoolConfigError("guard: one looks on already, as --pool-guard does; there is one at a time")
         if accelerated:
             raise PoolConfigError(
-                "guard: the pool runs compiled, and cannot be looked on at. Run the tests with CONNECTIONPOOLS_PURE=1 in "
-                "their environment, or with --pool-guard, which sees to it"
+                "guard: the pool runs compiled, and cannot be looked on at. Run the tests with CONNECTIONPOOLS_PURE=1 "
+                "in their environment, or with --pool-guard, which sees to it"
             )
         guard._active = self
         self._patch(Lease, "_hold", self._around_hold)
