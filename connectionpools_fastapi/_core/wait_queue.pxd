@@ -8,7 +8,7 @@ cdef class WaitQueue(Subscriptable):
     cdef public long size, peak, _special
     cdef public list _counts, _promotions, _deadlines
     cdef public dict _owners
-    cdef public double due
+    cdef public double due, _next_deadline
 
     cpdef join(self, Waiter waiter)
     cpdef leave(self, Waiter waiter)

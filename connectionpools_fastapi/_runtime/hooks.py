@@ -381,6 +381,8 @@ class Hooks(Generic[T]):
                 raise
             # No thread can be started any more: the interpreter is ending.
             result = hook()  # pragma: no cover - in a process of its own, see tests/runtime/test_garbage.py
+        finally:
+            del run  # compiled, it would keep itself alive, and with it what it made, until the collector comes
         return result
 
     def _threads(self) -> anyio.CapacityLimiter:

@@ -187,6 +187,7 @@ def test_expire_sees_concurrent_release_of_a_thread(monkeypatch: pytest.MonkeyPa
     assert slot not in inventory.free, "the other thread read needs_lock as not set, and a drain would never end"
 
 
+@pytest.mark.needs_python
 def test_expire_retires_what_a_thread_takes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     """The resource goes when it comes back."""
     state: PoolState[Resource] = PoolState(Policy(limit=2), has_check=False, has_change=False, has_ended=has_ended)

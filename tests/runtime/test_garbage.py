@@ -5,6 +5,7 @@ import gc
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -216,3 +217,44 @@ atexit.register(pool.close_sync)
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout.split(), done.stderr) == (["cleaned"] * 3, "")
+
+
+class Thing:
+    """A resource that can be referred to weakly."""
+
+
+@pytest.mark.parametrize("hooks", ["def", "async def"])
+def test_closed_pool_keeps_no_resource_alive(hooks: str) -> None:
+    """Reference counting alone destroys them: a forked child must find none that waits for the collector."""
+    made: list[weakref.ref[Thing]] = []
+
+    def create() -> Thing:
+        thing = Thing()
+        made.append(weakref.ref(thing))
+        return thing
+
+    async def create_later() -> Thing:
+        return create()
+
+    async def change_later(thing: Thing) -> None:
+        del thing
+        await asyncio.sleep(0)
+
+    async def use(pool: ConnectionPool[Thing]) -> None:
+        async with pool:
+            async with pool.lease():
+                pass
+            await pool.release(await pool.acquire())
+
+    gc.disable()
+    try:
+        if hooks == "def":
+            with ConnectionPool(create=create, change=id, clean=id, limit=2, min_free=1) as plain, plain.lease():
+                pass
+        else:
+            later: ConnectionPool[Thing] = ConnectionPool(create=create_later, change=change_later, clean=change_later)
+            asyncio.run(use(later))
+        assert [thing() for thing in made] == [None] * len(made)
+        assert made
+    finally:
+        gc.enable()

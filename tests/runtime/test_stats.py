@@ -113,6 +113,7 @@ async def test_a_grant_that_came_too_late_takes_nothing_back() -> None:
         assert after.wait.count == after.acquires
 
 
+@pytest.mark.needs_python
 async def test_acquires_never_go_back_while_a_lease_ends() -> None:
     """A counter that goes back makes Prometheus see a restart."""
     seen: list[PoolStats] = []
