@@ -4,6 +4,7 @@ import asyncio
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from itertools import dropwhile, islice
 
 from .._acceleration import is_own
@@ -14,13 +15,17 @@ MOST_FRAMES = 12
 
 current_thread = threading.current_thread
 
+_task_of: Callable[[asyncio.AbstractEventLoop], object]
+if sys.version_info >= (3, 12):
+    _task_of = asyncio.current_task
+else:  # that one is a function of Python there, and takes a tenth of a lease
+    _task_of = vars(asyncio.tasks)["_current_tasks"].get
+
 
 def current_task() -> object:
     """Return the running task, of asyncio or of trio."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
+    loop = asyncio._get_running_loop()  # noqa: SLF001 - its documented form raises where none runs
+    task = None if loop is None else _task_of(loop)
     if task is None and (trio := sys.modules.get("trio")) is not None and trio.lowlevel.in_trio_task():
         return trio.lowlevel.current_task()
     return task
