@@ -40,5 +40,5 @@ def watched(_: str) -> FastAPI:
 
 
 def unwatched(dsn: str) -> FastAPI:
-    vars(middleware)["Exchange"] = Unwatched  # a class of its own, since a compiled one cannot be patched
+    setattr(middleware, "Exchange", Unwatched)  # noqa: B010 - a class of its own, since a compiled one cannot be patched
     return watched(dsn)
