@@ -8,7 +8,6 @@ import re
 import runpy
 import shutil
 import sys
-import sysconfig
 from contextlib import chdir
 from hashlib import blake2b
 from pathlib import Path
@@ -32,7 +31,7 @@ class CompileHotPath(BuildHookInterface):
             version: "editable" or "standard".
             build_data: What hatchling is told of the wheel.
         """
-        if acceleration.asks_for_python():
+        if acceleration.asks_for_python() or not acceleration.PAYS:
             return
         folder: Path = acceleration.build_folder()
         if version == "editable" and folder.is_dir():
@@ -42,7 +41,7 @@ class CompileHotPath(BuildHookInterface):
         except Exception as error:  # noqa: BLE001 - whatever fails here, the package runs without
             self.app.display_warning(
                 f"connectionpools_fastapi runs in Python, since its hot path could not be compiled: {error}. "
-                "That takes a C compiler, and CPython with the GIL"
+                "That takes a C compiler, and CPython 3.11"
             )
         else:
             if version == "editable":
@@ -57,7 +56,7 @@ class CompileHotPath(BuildHookInterface):
 
 def compile_all() -> Path:
     """Compile what has changed since the last time, and return the folder of all extension modules."""
-    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if sys.implementation.name != "cpython" or not acceleration.PAYS:
         msg = "this interpreter is another one"
         raise RuntimeError(msg)
     import Cython  # noqa: PLC0415 - where these are missing, the package runs in Python
