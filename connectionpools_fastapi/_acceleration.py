@@ -17,8 +17,8 @@ PACKAGE = Path(__file__).parent
 COMPILED = PACKAGE / "_compiled"
 # Which interpreter an extension module is for, as its file's name has it: "cpython-311-x86_64-linux-gnu".
 INTERPRETER = EXTENSION_SUFFIXES[0].split(".")[1]
-# Later interpreters run coroutines of their own without a call in C, so compiling gains less: on 3.13 nothing for a lease
-# alone, and a fifth in a crowd. The tests have not run there compiled.
+# Later interpreters run coroutines of their own without a call in C, so compiling gains less: on 3.13 nothing for a
+# lease alone, and a fifth in a crowd. The tests have not run there compiled.
 PAYS = sys.version_info < (3, 12)
 
 # How sources are compiled. These settings stand here since this file names a build too: others need a new build.
