@@ -28,7 +28,8 @@ compiles = pytest.mark.skipif(not _acceleration.PAYS or shutil.which("cc") is No
 
 def python(*arguments: str, cwd: Path, **variables: str) -> str:
     """Run Python, and return what it printed."""
-    env = {name: value for name, value in os.environ.items() if name not in {"CONNECTIONPOOLS_PURE", "PYTHONPATH"}}
+    ours = {"CONNECTIONPOOLS_PURE", "PIP_QUIET", "PYTHONPATH"}
+    env = {name: value for name, value in os.environ.items() if name not in ours}
     line = [sys.executable, *arguments]
     ended = subprocess.run(  # noqa: S603 - ours
         line, check=False, capture_output=True, text=True, cwd=cwd, env=env | variables, timeout=600
