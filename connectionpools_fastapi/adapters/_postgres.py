@@ -153,7 +153,8 @@ UNION ALL SELECT 'an advisory lock', pg_catalog.count(*)::text FROM pg_catalog.p
     WHERE locktype = 'advisory' AND pid = pg_catalog.pg_backend_pid()
 UNION ALL SELECT 'the temporary table ' || relname, '' FROM pg_catalog.pg_class
     WHERE relnamespace = pg_catalog.pg_my_temp_schema() AND relkind IN ('r', 'p', 'v')
-UNION ALL SELECT 'the prepared statement ' || name, '' FROM pg_catalog.pg_prepared_statements WHERE from_sql
+UNION ALL SELECT 'the prepared statement ' || name, '' FROM pg_catalog.pg_prepared_statements
+    WHERE from_sql AND pg_catalog.left(name, 10) <> '__asyncpg_' -- as of the reset itself
 UNION ALL SELECT 'the cursor ' || name, '' FROM pg_catalog.pg_cursors WHERE is_holdable
 """
 

@@ -172,6 +172,8 @@ async def test_killed_connection_raises_error_of_driver(postgres_url: str) -> No
 # --- bad input ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # in real time, which a thread needs
+@pytest.mark.usefixtures("anyio_backend")
 async def test_nothing_is_killed_in_a_sandbox(tmp_path: Path) -> None:
     db = ConnectionPool(SqliteManager(tmp_path / "app.db"), name="db")
     async with db:
