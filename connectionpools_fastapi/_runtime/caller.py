@@ -16,7 +16,7 @@ MOST_FRAMES = 12
 current_thread = threading.current_thread
 
 _task_of: Callable[[asyncio.AbstractEventLoop], object]
-if sys.version_info >= (3, 12):
+if sys.version_info >= (3, 12):  # pragma: no cover - coverage is that of 3.11
     _task_of = asyncio.current_task
 else:  # that one is a function of Python there, and takes a tenth of a lease
     _task_of = vars(asyncio.tasks)["_current_tasks"].get
