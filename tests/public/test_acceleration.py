@@ -207,15 +207,15 @@ print(json.dumps(asyncio.run(main())))
 
 @pytest.mark.skipif(not accelerated, reason="compares with what runs compiled")
 def test_public_face_is_the_same_compiled_and_in_python() -> None:
-    compiled = json.loads(python("-c", FACES, cwd=ROOT))
-    pure = json.loads(python("-c", FACES, cwd=ROOT, CONNECTIONPOOLS_PURE="1"))
+    compiled = json.loads(python("-W", "ignore", "-c", FACES, cwd=ROOT))
+    pure = json.loads(python("-W", "ignore", "-c", FACES, cwd=ROOT, CONNECTIONPOOLS_PURE="1"))
     assert compiled.keys() == pure.keys()
     for name, seen in pure.items():
         assert compiled[name] == seen, name
 
 
 def test_traceback_shows_source_of_a_lease() -> None:
-    made = json.loads(python("-c", FACES, cwd=ROOT))["traceback"]
+    made = json.loads(python("-W", "ignore", "-c", FACES, cwd=ROOT))["traceback"]
     file, line, text = made[-1]
     assert file == "lease.py"
     assert text
