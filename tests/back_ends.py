@@ -16,6 +16,7 @@ from benchmarks.faults.proxy import LOOPBACK
 
 SECRET = "let-me-in"  # noqa: S105 - of a server that lives as long as a test
 SOON = 20.0  # for what comes soon, or the test fails
+LAST_TICK = b"2\n"  # of the gRPC server, before it ends or hangs
 
 
 async def until(happened: Callable[[], bool]) -> None:
@@ -108,14 +109,13 @@ class Ticker(grpc.GenericRpcHandler):  # type: ignore[misc] # has no types
         return peer.encode()
 
     async def _watch(self, request: bytes, _: Any) -> AsyncIterator[bytes]:
-        for number in range(3):
-            yield b"%d\n" % number
-        if request == b"for ever":
-            self._backend.seen["hang"] += 1
-            try:
+        try:
+            for number in range(3):
+                yield b"%d\n" % number
+            if request == b"for ever":
                 await asyncio.sleep(SOON)
-            finally:
-                self._backend.seen["ended"] += 1
+        finally:
+            self._backend.seen["ended"] += 1
 
 
 @asynccontextmanager
