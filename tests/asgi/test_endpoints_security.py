@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message
 
-from connectionpools_fastapi import ConnectionPool, install_pools
+from connectionpools_fastapi import ConnectionPool, ResourceUnavailable, install_pools
 from connectionpools_fastapi.testing import started
 from tests.web import Answer, speak, things
 
@@ -140,6 +140,8 @@ def service(request: pytest.FixtureRequest) -> Iterator[Service]:
         async def start() -> ASGIApp:
             served = await stack.enter_async_context(started(app))
             await stack.enter_async_context(db.lease(holder=ROUTE))
+            with pytest.raises(ResourceUnavailable):  # after a second of failures, for which health only warns
+                await down.acquire(timeout=10)
             return served
 
         yield Service(runner, runner.run(start()))
