@@ -1,3 +1,4 @@
+from .._core.slot cimport Slot
 from .._core.state cimport PoolState
 from .._core.subscriptable cimport Subscriptable
 from .hooks cimport Hooks
@@ -14,3 +15,4 @@ cdef class Executor(Subscriptable):
 
     cpdef _run_effects(self, object me)
     cpdef _wake(self, object waiter)
+    cpdef _start_change(self, Slot slot)

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from threading import get_ident
@@ -36,7 +36,7 @@ Args = TypeVarTuple("Args")
 
 # The decision about a hook's result, to be applied with the current time; and the call of the hook.
 Outcome = Callable[[float], None]
-Job = Callable[[Any], Coroutine[Any, Any, Outcome]]
+Job = Callable[[Any], Awaitable[object]]
 
 # How long a collected lease may still be given back, in seconds.
 GRACE = 1.0
@@ -77,7 +77,6 @@ class Executor(Generic[T]):
         self._jobs: dict[Effect, Job] = {
             Effect.CREATE: self._create,
             Effect.CHECK: self._check,
-            Effect.CHANGE: self._change,
             Effect.CLEAN: self._clean,
         }
 
@@ -165,7 +164,7 @@ class Executor(Generic[T]):
 
     def give_up_creations(self) -> None:
         """Cancel each `create`, since its resource would have no user; from any thread."""
-        if self.loop is not None and self.loop.is_here():
+        if self._is_here():
             self._give_up_creations()
         else:
             self._call_soon(self._give_up_creations)
@@ -182,7 +181,7 @@ class Executor(Generic[T]):
 
     def abandon_creations(self, level: int) -> None:
         """Stop waiting for `create`; a resource that a thread still makes is cleaned as it comes. From any thread."""
-        if self.loop is not None and self.loop.is_here():
+        if self._is_here():
             self._abandon_creations(level)
         else:
             self._call_soon(partial(self._abandon_creations, level))
@@ -191,6 +190,9 @@ class Executor(Generic[T]):
         count = self._hooks.abandon_creations()
         if count:
             self.reports.create_outlives_close(count, level)
+
+    def _is_here(self) -> bool:
+        return self.loop is not None and self.loop.is_here()
 
     def has_lost_loop(self) -> bool:
         """Whether the pool's loop has ended without the pool."""
@@ -207,6 +209,8 @@ class Executor(Generic[T]):
                 break
             if action is WAKE:
                 self._wake(subject)
+            elif action is CHANGE:
+                self._start_change(subject)
             else:
                 self._run_effect(action, subject)
 
@@ -222,7 +226,7 @@ class Executor(Generic[T]):
     def _run_effect(self, action: Effect, subject: Any) -> None:
         job = self._jobs.get(action)
         if job is not None:
-            self._start(action, job, subject)
+            self._start(action, subject, job)
         elif action is Effect.DECIDE:
             self._meanwhile(partial(self.apply, subject))
         elif action is Effect.WATCH:
@@ -244,10 +248,10 @@ class Executor(Generic[T]):
         try:
             waiter.wake()
         except RuntimeError:  # the waiter ended with its loop; the loop of the next waiter may have ended too
-            self._meanwhile(partial(self._cancel, waiter))
+            self._meanwhile(partial(self._decide, partial(self._state.cancel, waiter)))
 
-    def _cancel(self, waiter: Waiter[T]) -> None:
-        self.apply(self._state.cancel, waiter, self._clock())
+    def _decide(self, outcome: Outcome) -> None:
+        self.apply(outcome, self._clock())
 
     def _watch(self, waiters: list[TaskWaiter[T]]) -> None:
         for waiter in waiters:
@@ -258,21 +262,26 @@ class Executor(Generic[T]):
     def _client_gone(self, waiter: TaskWaiter[T], error: Exception) -> None:
         self.apply(self._state.client_gone, waiter, error, self._clock())
 
-    def _start(self, action: Effect, job: Job, subject: Any) -> None:
-        assert self.loop is not None  # noqa: S101 - there is nothing to do before the pool is open
-        if action is CHANGE and self._hooks.changes_in_loop() and self.loop.is_here():
+    def _start_change(self, slot: Slot[T]) -> None:
+        job: Job = self._change
+        if self._hooks.changes_in_loop() and self._is_here():
             try:
-                rest = self._hooks.begin_change(subject.resource)
+                rest = self._hooks.begin_change(slot.resource)
             except BaseException as error:
-                self._meanwhile(partial(self._report, action, subject, error))
+                self._meanwhile(partial(self._report, CHANGE, slot, error))
                 if isinstance(error, (KeyboardInterrupt, SystemExit)):  # as a task of the pool's own would
                     raise
                 return
             if rest is None:
-                outcome = self._changed(subject)
-                self._meanwhile(lambda: self.apply(outcome, self._clock()))
+                self._meanwhile(partial(self._decide, self._changed(slot)))
+                return
+            if self._hooks.await_future(rest, partial(self._end_change, slot)):
                 return
             job = partial(self._finish_change, rest)
+        self._start(CHANGE, slot, job)
+
+    def _start(self, action: Effect, subject: Any, job: Job) -> None:
+        assert self.loop is not None  # noqa: S101 - there is nothing to do before the pool is open
         try:
             self.loop.spawn(partial(self._perform, action, subject, job))
         except RuntimeError:
@@ -284,7 +293,7 @@ class Executor(Generic[T]):
         """Call a hook, and apply the decision about its result."""
         task = current_task()
         try:
-            outcome = await job(subject)
+            outcome = self._outcome(action, subject, await job(subject))
         except BaseException as error:
             is_thrown_away = isinstance(error, GeneratorExit) and current_task() is not task
             if is_thrown_away:  # together with its loop, at any moment: no lock may be taken
@@ -294,29 +303,20 @@ class Executor(Generic[T]):
                 raise
         else:
             was_failing = self._state.backoff.failures > 0
-            self.apply(outcome, self._clock())
+            self._decide(outcome)
             if was_failing and not self._state.backoff.failures:
                 self.reports.create_recovered()
         if self._state.is_over() and isinstance(self.loop, PrivateLoop):
             self.loop.stop_soon()
 
-    async def _create(self, creation: Creation) -> Outcome:
-        if self.tokens is not None and not await self.tokens.take(creation):
-            return _nothing
-        resource = await self._hooks.create(self._clean_late)
-        return partial(self._state.created, creation, resource)
-
-    async def _check(self, slot: Slot[T]) -> Outcome:
-        healthy = await self._hooks.check(slot.resource)
-        return partial(self._state.checked, slot, healthy=healthy)
-
-    async def _change(self, slot: Slot[T]) -> Outcome:
-        await self._hooks.change(slot.resource)
-        return self._changed(slot)
-
-    async def _finish_change(self, rest: Callable[[], Awaitable[object]], slot: Slot[T]) -> Outcome:
-        await rest()
-        return self._changed(slot)
+    def _outcome(self, action: Effect, subject: Any, result: Any) -> Outcome:
+        if action is CHANGE:
+            return self._changed(subject)
+        if action is Effect.CHECK:
+            return partial(self._state.checked, subject, healthy=result)
+        if action is Effect.CLEAN:
+            return partial(self._state.cleaned, subject, failed=False)
+        return _nothing if result is None else partial(self._state.created, subject, result)
 
     def _changed(self, slot: Slot[T]) -> Outcome:
         self.cut_off.discard(slot)
@@ -324,9 +324,29 @@ class Executor(Generic[T]):
             slot.verdict = "check"
         return partial(self._state.changed, slot, failed=False)
 
-    async def _clean(self, slot: Slot[T]) -> Outcome:
-        await self._hooks.clean(slot.resource)
-        return partial(self._state.cleaned, slot, failed=False)
+    async def _create(self, creation: Creation) -> T | None:
+        """Make a resource; None if the budget has no token for it any more."""
+        if self.tokens is not None and not await self.tokens.take(creation):
+            return None
+        return await self._hooks.create(self._clean_late)
+
+    def _check(self, slot: Slot[T]) -> Awaitable[bool]:
+        return self._hooks.check(slot.resource)
+
+    def _change(self, slot: Slot[T]) -> Awaitable[object]:
+        return self._hooks.change(slot.resource)
+
+    def _finish_change(self, rest: Awaitable[object], _: Slot[T]) -> Awaitable[object]:
+        return self._hooks.finish_change(rest)
+
+    def _end_change(self, slot: Slot[T], error: BaseException | None) -> None:
+        if error is None:
+            self._decide(self._changed(slot))
+        else:
+            self._report(CHANGE, slot, error)
+
+    def _clean(self, slot: Slot[T]) -> Awaitable[None]:
+        return self._hooks.clean(slot.resource)
 
     def _report(self, action: Effect, subject: Any, error: BaseException) -> None:
         """Log a failed hook, and decide what follows."""
@@ -425,7 +445,7 @@ class Executor(Generic[T]):
     # --- the timer ------------------------------------------------------------------------
 
     def _set_timer(self) -> None:
-        if self.loop is not None and self.loop.is_here():
+        if self._is_here():
             self._wind()
         else:
             self._call_soon(self._wind)

@@ -2,10 +2,10 @@ from .._core.subscriptable cimport Subscriptable
 
 
 cdef class Hooks(Subscriptable):
-    cdef public object _policy, _refuse_prepare, _thread_limiter, _loop, failures, _time_limit
+    cdef public object _policy, _refuse_prepare, _thread_limiter, _loop, failures, _time_limit, lend
     cdef public dict _hooks, _creations
     cdef public set _async
-    cdef public bint _blocking, _wants_none, are_async
+    cdef public bint _blocking, _wants_none, are_async, has_check, has_change, has_doubts, judges
 
     cpdef bint doubt(self, object resource)
     cpdef object _hook(self, str name)

@@ -23,6 +23,7 @@ from .loan import Loan
 from .loop import Loop, TimedBlock, TimeLimit
 from .on_asyncio import PrivateLoop
 from .storm import Failures
+from .time_limit import AsyncioTimeLimit
 
 Create = Callable[[], T | Awaitable[T]]
 Check = Callable[[T], bool | None | Awaitable[bool | None]]
@@ -95,6 +96,11 @@ class Hooks(Generic[T]):
         for name, hook in self._hooks.items():
             if hook is not None:
                 self._validate(name, hook)
+        self.has_check = check is not None
+        self.has_change = change is not None
+        self.has_doubts = doubtful is not None  # whether `doubtful` is asked at each lease
+        self.judges = broken is not None  # whether `broken` is asked about errors of a lease
+        self.lend = lend  # makes what the caller gets; None if the caller gets the resource itself
         self._hooks["prepared"] = prepared
         self._refuse_prepare = refuse_prepare
         self._async = {name for name, hook in self._hooks.items() if hook is not None and is_async(hook)}
@@ -109,26 +115,6 @@ class Hooks(Generic[T]):
         self._wants_none = False  # whether the pool closes, so that a new resource would have no user
         # Whether resources belong to the loop: a hook is async, or what a `def` hook returned was awaited.
         self.are_async: bool = bool(self._async)
-
-    @property
-    def has_check(self) -> bool:
-        """Whether a free resource has to be checked."""
-        return self._hooks["check"] is not None
-
-    @property
-    def has_change(self) -> bool:
-        """Whether a resource that comes back has to be changed."""
-        return self._hooks["change"] is not None
-
-    @property
-    def lend(self) -> Lend[T] | None:
-        """The hook that makes what the caller gets; None if the caller gets the resource itself."""
-        return self._hooks["lend"]
-
-    @property
-    def judges(self) -> bool:
-        """Whether `broken` is asked about errors of a lease."""
-        return self._hooks["broken"] is not None
 
     def _check_plain(self) -> None:
         for name, reason in PLAIN.items():
@@ -158,11 +144,6 @@ class Hooks(Generic[T]):
                 f"but its parameters are ({parameters}); write {EXAMPLES[name]}"
             )
             raise PoolConfigError(msg)
-
-    @property
-    def has_doubts(self) -> bool:
-        """Whether `doubtful` is asked at each lease."""
-        return self._hooks["doubtful"] is not None
 
     def must_be_awaited(self) -> PoolConfigError:
         """Say that a pool with async hooks must be opened in an event loop."""
@@ -250,14 +231,42 @@ class Hooks(Generic[T]):
         """Whether `change` is `def` and called in the loop: then it may be over when the call returns."""
         return "change" not in self._async and not self._on_thread("change")
 
-    def begin_change(self, resource: T) -> Callable[[], Awaitable[object]] | None:
-        """Call a `change` that is `def`, in the loop; returns a call that awaits the rest, if there is one.
+    def begin_change(self, resource: T) -> Awaitable[object] | None:
+        """Call a `change` that is `def`, in the loop; returns the rest, if there is one.
 
         Raises:
             Exception: What the hook raises.
         """
         result = HOOK_CONTEXT.copy().run(self._hook("change"), resource)  # as in a task of the pool's own
-        return partial(self._call, "change", lambda: result) if inspect.isawaitable(result) else None
+        # `inspect.isawaitable` takes a microsecond.
+        return result if isinstance(result, asyncio.Future) or inspect.isawaitable(result) else None
+
+    def finish_change(self, rest: Awaitable[object]) -> Awaitable[object]:
+        """Await the rest of a `change`; raises what it raises."""
+        return self._call("change", lambda: rest)
+
+    def await_future(self, rest: Awaitable[object], on_end: Callable[[BaseException | None], None]) -> bool:
+        """Call `on_end` when the rest of a `change` is over, if that is a future, which needs no task to be awaited.
+
+        To begin a task takes as long as a lease.
+        """
+        limit = self._time_limit
+        if (
+            not isinstance(rest, asyncio.Future)
+            or not isinstance(limit, AsyncioTimeLimit)
+            or rest.get_loop() is not limit.loop
+            or not self.are_async
+        ):
+            return False
+
+        def end(future: asyncio.Future[Any], *, is_cut_off: bool) -> None:
+            if is_cut_off:
+                on_end(self._too_long("change"))
+            else:
+                on_end(asyncio.CancelledError() if future.cancelled() else future.exception())
+
+        limit.watch(rest, end)
+        return True
 
     def refuse_prepare(self) -> str | None:
         """Say why a request may not prepare what it leases; None if it may."""
@@ -334,10 +343,12 @@ class Hooks(Generic[T]):
                 return await (hook() if name != "create" else self._wait_for(name, hook, block))
             return await self._run(name, hook, block)
         if name == "create" and self._wants_none:
-            msg = "create was given up, since the pool closes"
-        else:
-            msg = f"{name} took longer than hook_timeout={self._policy.hook_timeout:g} s"  # the log line names the pool
-        raise own(HookTimeout(msg))
+            raise own(HookTimeout("create was given up, since the pool closes"))
+        raise self._too_long(name)
+
+    def _too_long(self, name: str) -> HookTimeout:
+        # The log line names the pool.
+        return own(HookTimeout(f"{name} took longer than hook_timeout={self._policy.hook_timeout:g} s"))
 
     async def _wait_for(
         self, name: str, hook: Callable[[], Awaitable[Any]], block: TimedBlock, *, is_on_thread: bool = False

@@ -13,6 +13,7 @@ from connectionpools_fastapi import Loan, Verdict
 from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
 from connectionpools_fastapi.manager import ResourceManager
 
+from ._driven import Driven
 from ._options import Reset, check_reset, current, refuse_prepare
 from ._postgres import (
     BACKEND_PID,
@@ -235,17 +236,20 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
             return True
         return has_news(connection._transport.get_extra_info("socket").fileno())
 
-    async def change(self, resource: asyncpg.Connection) -> None:
-        """Reset a connection, as the class describes.
+    def change(self, resource: asyncpg.Connection) -> Awaitable[None]:
+        """Reset a connection, as the class describes; begins at once.
 
         Args:
             resource: The connection.
 
-        Raises:
-            PoolError: If it cannot be reset.
-            Exception: asyncpg's own error, if the connection is lost meanwhile.
+        Returns:
+            A future, to be awaited. It raises PoolError if the connection cannot be reset, and asyncpg's own error
+            if it is lost meanwhile.
         """
-        await self._change(resource, resets_session=self._resets_session)
+        connection: Any = resource
+        # A query that was cancelled is waited for with a time limit, which needs a task; all else awaits futures only.
+        run = asyncio.create_task if connection._protocol._is_cancelling() else Driven
+        return run(self._change(connection, resets_session=self._resets_session))
 
     async def change_and_tell(self, resource: asyncpg.Connection) -> list[str]:
         """Do what `change` does, and tell what state of the session it had to undo; for the guard of tests.
