@@ -47,6 +47,9 @@ class Driven(asyncio.Future[T]):
         except Exception as error:  # noqa: BLE001 - as a task
             self.set_exception(error)
         else:
+            if awaited is None:  # as `asyncio.sleep(0)`
+                self.get_loop().call_soon(self._step)
+                return
             awaited._asyncio_future_blocking = False  # noqa: SLF001 - as a task does with what it awaits
             self._awaited = awaited
             awaited.add_done_callback(self._step)

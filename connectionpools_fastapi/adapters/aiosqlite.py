@@ -11,6 +11,7 @@ from connectionpools_fastapi import Loan, Verdict
 
 from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager
+from ._driven import Driven
 from ._options import Reset, current
 from ._sqlite import Database, Init, Location, Pragmas, judge
 from ._sqlite_lent import Lent, Session
@@ -323,18 +324,19 @@ class AiosqliteManager(ResourceManager[aiosqlite.Connection]):
         """
         return judge(error)
 
-    async def change(self, resource: aiosqlite.Connection) -> None:
-        """Reset a connection, as the class describes.
+    def change(self, resource: aiosqlite.Connection) -> Awaitable[None]:
+        """Reset a connection, as the class describes; begins at once.
 
         Args:
             resource: The connection.
 
-        Raises:
-            PoolError: If a statement still runs on it and cannot be interrupted.
-            ValueError: aiosqlite's error, if it was closed.
-            sqlite3.Error: If it cannot be reset.
+        Returns:
+            A future, to be awaited. It raises PoolError if a statement still runs on the connection and cannot be
+            interrupted, ValueError if it was closed, and sqlite3.Error if it cannot be reset.
         """
-        connection = cast("_Connection", resource)
+        return Driven(self._change(cast("_Connection", resource)))
+
+    async def _change(self, connection: _Connection) -> None:
         loan, connection.loan = connection.loan, None
         session = connection.session  # first of all: it raises if there is no thread
         if connection.is_busy and not await connection.settle():

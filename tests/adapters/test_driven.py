@@ -30,6 +30,16 @@ async def test_coroutine_that_awaits_nothing_is_done_at_once() -> None:
     assert Driven(work()).result() == "done"
 
 
+async def test_coroutine_may_let_others_go_first() -> None:
+    async def work() -> str:
+        await asyncio.sleep(0)
+        return "done"
+
+    driven = Driven(work())
+    assert not driven.done()
+    assert await driven == "done"
+
+
 async def test_error_of_coroutine_is_that_of_future() -> None:
     gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
