@@ -161,7 +161,7 @@ class Engine(Generic[T]):
         """Lease out a free resource without the lock; None if the state has to decide."""
         if self.hooks.are_async:
             loop = self.executor.loop
-            # `is_here` inlined for a loop of asyncio: its calls would take a tenth of a lease.
+            # `is_here` inlined for a loop of asyncio: its calls took a twelfth of a lease.
             if loop is None or asyncio._get_running_loop() is not loop.native:  # noqa: SLF001 - as in `AsyncioLoop`
                 self.check_here()
         slot = self.inventory.take(self.clock())
