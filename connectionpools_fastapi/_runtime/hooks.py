@@ -246,10 +246,7 @@ class Hooks(Generic[T]):
         return self._call("change", lambda: rest)
 
     def await_future(self, rest: Awaitable[object], on_end: Callable[[BaseException | None], None]) -> bool:
-        """Call `on_end` when the rest of a `change` is over, if that is a future, which needs no task to be awaited.
-
-        To begin a task takes as long as a lease.
-        """
+        """Call `on_end` when the rest of a `change` is over, if that is a future, which needs no task to be awaited."""
         limit = self._time_limit
         if (
             not isinstance(rest, asyncio.Future)
