@@ -11,7 +11,6 @@ from connectionpools_fastapi import Loan, Verdict
 
 from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager
-from ._driven import Driven
 from ._options import Reset, current
 from ._sqlite import Database, Init, Location, Pragmas, judge
 from ._sqlite_lent import Lent, Session
@@ -324,19 +323,18 @@ class AiosqliteManager(ResourceManager[aiosqlite.Connection]):
         """
         return judge(error)
 
-    def change(self, resource: aiosqlite.Connection) -> Awaitable[None]:
-        """Reset a connection, as the class describes; begins at once.
+    async def change(self, resource: aiosqlite.Connection) -> None:
+        """Reset a connection, as the class describes.
 
         Args:
             resource: The connection.
 
-        Returns:
-            A future, to be awaited. It raises PoolError if a statement still runs on the connection and cannot be
-            interrupted, ValueError if it was closed, and sqlite3.Error if it cannot be reset.
+        Raises:
+            PoolError: If a statement still runs on it and cannot be interrupted.
+            ValueError: aiosqlite's error, if it was closed.
+            sqlite3.Error: If it cannot be reset.
         """
-        return Driven(self._change(cast("_Connection", resource)))
-
-    async def _change(self, connection: _Connection) -> None:
+        connection = cast("_Connection", resource)
         loan, connection.loan = connection.loan, None
         session = connection.session  # first of all: it raises if there is no thread
         if connection.is_busy and not await connection.settle():

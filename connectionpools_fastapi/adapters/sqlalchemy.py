@@ -1,6 +1,5 @@
 """Managers and sessions for SQLAlchemy, sync and async; needs the extra `sqlalchemy`."""
 
-import asyncio
 import importlib
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
@@ -9,7 +8,6 @@ from connectionpools_fastapi import Loan, Verdict
 
 from ..errors import PoolConfigError, PoolError, own
 from ..manager import ResourceManager, telling
-from ._driven import Driven
 from ._options import Reset, awaited, check_reset, current, refuse_prepare
 
 try:
@@ -211,20 +209,17 @@ class SqlalchemyManager(ResourceManager[AsyncConnection]):
         connection.fail()
         return self._driver.broken(connection.driven, found) if isinstance(found, Exception) else None
 
-    def change(self, resource: AsyncConnection) -> Awaitable[None]:
-        """Reset a connection, as the class describes; begins at once.
+    async def change(self, resource: AsyncConnection) -> None:
+        """Reset a connection, as the class describes.
 
         Args:
             resource: The connection.
 
-        Returns:
-            What is to be awaited: a future, if the driver's manager has begun one. It raises the error of that manager.
-
         Raises:
-            PoolError: If the connection cannot be reset.
+            PoolError: If it cannot be reset.
             Exception: The error of the driver's manager, with the same meaning.
         """
-        return self._end_lease(resource, self._driver.change)
+        await self._end_lease(resource, self._driver.change)
 
     async def change_and_tell(self, resource: AsyncConnection) -> list[str]:
         """Do what `change` does, and tell what state the driver's manager had to undo; for the guard of tests.
@@ -237,17 +232,12 @@ class SqlalchemyManager(ResourceManager[AsyncConnection]):
         """
         return list(await self._end_lease(resource, telling(self._driver)) or ())
 
-    def _end_lease(self, resource: AsyncConnection, change: Callable[[Any], Any]) -> Awaitable[Any]:
+    async def _end_lease(self, resource: AsyncConnection, change: Callable[[Any], Any]) -> Any:
         connection = cast("PooledConnection", resource)
         if not connection.is_usable:
             raise own(PoolError("the connection is closed, or its query was cut off"))
         loan = connection.end_lease()
-        changed = change(connection.driven)
-        rest = self._restore(connection, loan, changed)
-        return Driven(rest) if isinstance(changed, asyncio.Future) else rest
-
-    async def _restore(self, connection: PooledConnection, loan: Loan | None, changed: Any) -> Any:
-        result = await awaited(changed)
+        result = await awaited(change(connection.driven))
         await connection.restore()
         if loan is not None:
             loan.warn(LOST)
