@@ -122,8 +122,7 @@ class Engine(Generic[T]):
 
     def is_here(self) -> bool:
         """Whether the calling code runs in the pool's own loop."""
-        loop = self.executor.loop
-        return loop is not None and loop.is_here()
+        return self.executor.is_here()
 
     def check_here(self) -> None:
         """Check that the calling code may use the resources.

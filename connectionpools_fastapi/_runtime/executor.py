@@ -164,7 +164,7 @@ class Executor(Generic[T]):
 
     def give_up_creations(self) -> None:
         """Cancel each `create`, since its resource would have no user; from any thread."""
-        if self._is_here():
+        if self.is_here():
             self._give_up_creations()
         else:
             self._call_soon(self._give_up_creations)
@@ -181,7 +181,7 @@ class Executor(Generic[T]):
 
     def abandon_creations(self, level: int) -> None:
         """Stop waiting for `create`; a resource that a thread still makes is cleaned as it comes. From any thread."""
-        if self._is_here():
+        if self.is_here():
             self._abandon_creations(level)
         else:
             self._call_soon(partial(self._abandon_creations, level))
@@ -191,7 +191,8 @@ class Executor(Generic[T]):
         if count:
             self.reports.create_outlives_close(count, level)
 
-    def _is_here(self) -> bool:
+    def is_here(self) -> bool:
+        """Whether the calling code runs in the pool's own loop."""
         return self.loop is not None and self.loop.is_here()
 
     def has_lost_loop(self) -> bool:
@@ -264,7 +265,7 @@ class Executor(Generic[T]):
 
     def _start_change(self, slot: Slot[T]) -> None:
         job: Job = self._change
-        if self._hooks.changes_in_loop() and self._is_here():
+        if self._hooks.changes_in_loop() and self.is_here():
             try:
                 rest = self._hooks.begin_change(slot.resource)
             except BaseException as error:
@@ -445,7 +446,7 @@ class Executor(Generic[T]):
     # --- the timer ------------------------------------------------------------------------
 
     def _set_timer(self) -> None:
-        if self._is_here():
+        if self.is_here():
             self._wind()
         else:
             self._call_soon(self._wind)
