@@ -40,6 +40,8 @@ class Patient:
 
     def unwatch(self, waiter: object) -> None: ...
 
+    def check(self) -> None: ...
+
 
 class StateHarness:
     """A state, its hooks, its callers and its time, all controlled by the test."""

@@ -9,11 +9,9 @@ import anyio
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive
 
-from .._core.slot import T
 from .._core.waiter import Waiter
 from .._runtime.current import in_trio
 from .._runtime.request_context import REQUEST
-from ..lease import Lease
 from .client_poll import DISCONNECTS, ClientPoll, poll_of_loop, presence
 
 
@@ -31,8 +29,8 @@ class DisconnectWatcher:
     """
 
     __slots__ = (
-        *("_ahead", "_arrived", "_context", "_has_gone", "_is_answered", "_is_reading_ahead", "_poll", "_readers"),
-        *("_receive", "_request_complete", "_served", "_stop", "_task", "_waits", "_watched", "disconnected"),
+        *("_ahead", "_arrived", "_has_gone", "_is_answered", "_is_reading_ahead", "_poll", "_readers"),
+        *("_receive", "_request_complete", "_served", "_stop", "_task", "_watched", "disconnected"),
     )
 
     def __init__(self, receive: Receive) -> None:
@@ -48,10 +46,6 @@ class DisconnectWatcher:
         self._served: tuple[Callable[[Exception], None], ...] = ()  # the same for waiters that got a lease
         self._is_answered = False  # whether the response has begun
         self._request_complete = False  # the body is complete, so that only a disconnect can come
-        self._waits = 0  # how many the request has, watched or not
-        self._context: contextvars.Context | None = (
-            None  # of one of these waits; not kept longer, since it refers to the request
-        )
         self.disconnected = False  # as far as known
 
     async def receive(self) -> Message:
@@ -62,43 +56,15 @@ class DisconnectWatcher:
             await self._arrived.wait()
         return self._ahead.pop(0) if self._ahead else await self._read()
 
-    async def wait_for(self, lease: Lease[T], owner: object) -> T:
-        """Wait until a lease begins for its owner, for as long as the client is there.
-
-        Raises:
-            ClientGone: If the client goes away, or has gone.
-            PoolError: What acquiring raises.
-        """
-        if self.disconnected:
-            raise ClientGone
-        self._context = contextvars.copy_context()
-        self._waits += 1
-        try:
-            resource = await lease.enter(owner=owner, client=self)
-        finally:
-            self._waits -= 1
-            if not self._waits:
-                self._context = None
+    def check(self) -> None:
+        """Raise ClientGone if the client has gone away, as far as known."""
         if self._has_gone is not None and self._has_gone():  # since the last look
             self.note_disconnect()
-        if self.disconnected:  # just as the lease was granted
-            lease.release_nowait()
+        if self.disconnected:
             raise ClientGone
-        return resource
 
-    def watch(self, waiter: Waiter[Any], leave: Callable[[Exception], None]) -> None:
-        """Remove a waiter from its queue when the client goes away."""
-        if waiter.waits:
-            self._watched[waiter] = leave
-            if self.disconnected:
-                leave(ClientGone())
-            elif self._has_gone is None and not self._is_reading_ahead:
-                context = self._context
-                assert context is not None  # noqa: S101 - it waits
-                self._begin(context)
-
-    def watch_use(self, user: object, leave: Callable[[Exception], None], context: contextvars.Context) -> None:
-        """Call `leave` when the client goes away, unless `unwatch_use` comes first; read in `context` meanwhile."""
+    def watch(self, user: object, leave: Callable[[Exception], None], context: contextvars.Context) -> None:
+        """Call `leave` when the client goes away, while a user waits or uses a lease; read in `context` meanwhile."""
         self._watched[user] = leave
         if self.disconnected:
             leave(ClientGone())

@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Send
 
 from .._core.slot import T
+from .._core.waiter import Waiter
 from ..errors import only
 from ..lease import Lease
 from ..pool import ConnectionPool
@@ -95,7 +96,7 @@ class Exchange(RequestLeases):
         return self.begun is not None
 
     def get_context(self) -> Context | None:
-        """Return the context in which it began. Only reports pay for this look-up; see `asyncio.Task.get_context`."""
+        """Return the context in which it began, by a slow look-up, as few requests need it; see `Task.get_context`."""
         return next((found for found in gc.get_referents(self.token) if isinstance(found, Context)), None)
 
     def keep_until_response(self, pool: ConnectionPool[Any], scope: Scope) -> None:
@@ -116,11 +117,25 @@ class Exchange(RequestLeases):
         """Give them back after the endpoint was cancelled: its last query may not have ended."""
         self.end_response(Lease.release_cut_off)
 
-    def watch(self, user: object, leave: Callable[[Exception], None], context: Context) -> None:
-        """Call `leave` when the client goes away, unless `unwatch` comes first."""
-        self._read().watch_use(user, leave, context)
+    # --- the client, which waiters and endpoints watch ---
 
-    def unwatch(self, user: object) -> None:
+    def check(self) -> None:
+        """Raise ClientGone if the client has gone away, as far as known."""
+        if self._watcher is not None:
+            self._watcher.check()
+
+    def watch(self, user: object, leave: Callable[[Exception], None]) -> None:
+        """Call `leave` when the client goes away, unless the user is unwatched first."""
+        context = self.get_context()  # the server's `receive` may rely on it
+        assert context is not None  # noqa: S101 - the request runs
+        self._read().watch(user, leave, context.copy())
+
+    def unwatch(self, waiter: Waiter[Any]) -> None:
+        """Note that a waiter waits no more."""
+        if self._watcher is not None:
+            self._watcher.unwatch(waiter)
+
+    def unwatch_use(self, user: object) -> None:
         """Note that a use has ended."""
         if self._watcher is not None:
             self._watcher.unwatch_use(user)
@@ -156,9 +171,12 @@ class Exchange(RequestLeases):
         return self
 
     def _wait_for(self, lease: Lease[T]) -> Awaitable[T]:
-        return self._read().wait_for(lease, self)
+        self.check()
+        return lease.enter(owner=self, client=self)
 
     def _read(self) -> DisconnectWatcher:
         if self._watcher is None:
             self._watcher = DisconnectWatcher(self._receive)
+            if self.begun is not None:
+                self._watcher.begin_response()
         return self._watcher

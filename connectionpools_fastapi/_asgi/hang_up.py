@@ -1,6 +1,5 @@
 """HangUpScope: cancels an endpoint whose client hangs up; few at once."""
 
-import contextvars
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
@@ -59,7 +58,7 @@ def _places_of(loop: Loop) -> CancelPlaces:
 class HangUpScope:
     """Around an endpoint, in its own task: the client's disconnect cancels what happens in it."""
 
-    __slots__ = ("_cancelled", "_context", "_exchange", "_has_ended", "_loop", "_scope", "_timer")
+    __slots__ = ("_cancelled", "_exchange", "_has_ended", "_loop", "_scope", "_timer")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
@@ -67,7 +66,6 @@ class HangUpScope:
         assert loop is not None  # noqa: S101 - a dependency runs in one
         self._loop = loop
         self._scope = anyio.CancelScope()
-        self._context = contextvars.copy_context()  # the server's `receive` may rely on it
         self._cancelled = False
         self._has_ended = False
 
@@ -80,7 +78,7 @@ class HangUpScope:
     ) -> None:
         self._has_ended = True
         self._timer.cancel()
-        self._exchange.unwatch(self)
+        self._exchange.unwatch_use(self)
         if self._cancelled:
             _places_of(self._loop).leave(self._loop)
         if self._scope.__exit__(kind, error, traceback) and error is not None:  # trio says True without an error too
@@ -89,7 +87,7 @@ class HangUpScope:
 
     def _watch(self) -> None:
         if not self._has_ended:
-            self._exchange.watch(self, self._hang_up, self._context)
+            self._exchange.watch(self, self._hang_up)
 
     def _hang_up(self, _: Exception) -> None:
         _places_of(self._loop).enter(self._cancel)

@@ -20,6 +20,9 @@ class Client(Protocol):
     def unwatch(self, waiter: Any) -> None:
         """Note that a waiter, watched or not, waits no more; from its loop."""
 
+    def check(self) -> None:
+        """Raise an error if the client is known to have gone away."""
+
 
 class Waiter(Generic[T]):
     """What the pool knows of a parked caller."""

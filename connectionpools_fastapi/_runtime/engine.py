@@ -200,6 +200,8 @@ class Engine(Generic[T]):
                 await waiter.parked
             else:
                 await self._wait(waiter, is_here=is_here)
+            if client is not None:
+                client.check()  # it may have gone just as the waiter was granted
         except BaseException:
             self.apply(self.state.cancel, waiter, self.clock())
             raise

@@ -256,9 +256,12 @@ class Executor(Generic[T]):
 
     def _watch(self, waiters: list[TaskWaiter[T]]) -> None:
         for waiter in waiters:
-            client = waiter.client
-            if client is not None:  # else the waiter waits no more
-                waiter.call(partial(client.watch, waiter, partial(self._client_gone, waiter)))
+            waiter.call(partial(self._watch_client, waiter))
+
+    def _watch_client(self, waiter: TaskWaiter[T]) -> None:
+        client = waiter.client
+        if client is not None and waiter.waits:
+            client.watch(waiter, partial(self._client_gone, waiter))
 
     def _client_gone(self, waiter: TaskWaiter[T], error: Exception) -> None:
         self.apply(self._state.client_gone, waiter, error, self._clock())

@@ -18,8 +18,9 @@ from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from connectionpools_fastapi import ConnectionPool, Leased, NotLeased, PoolMiddleware, install_pools, pool_lifespan
-from connectionpools_fastapi._asgi.disconnect import ClientGone, DisconnectWatcher
-from connectionpools_fastapi._runtime.caller import current_task
+from connectionpools_fastapi._asgi.disconnect import ClientGone
+from connectionpools_fastapi._asgi.exchange import Exchange
+from connectionpools_fastapi._runtime.request_context import REQUEST
 from connectionpools_fastapi.testing import started
 from tests.support import held, loop_time, outcome_of, settled
 from tests.web import NONE, Answer, Base, Stacking, Thing, ask, forgets_streams, in_each_stacking, watched
@@ -501,17 +502,28 @@ async def test_free_resource_asks_nothing_of_the_client(stacking: Stacking) -> N
     assert tasks == [before] or stacking is not NONE  # BaseHTTPMiddleware has tasks of its own
 
 
+def exchange_of(client: Client) -> Exchange:
+    """Return a request whose leases no application takes."""
+
+    async def send(_: Any) -> None:
+        """An answer that is not looked at."""
+
+    exchange = Exchange({}, client.receive, send)
+    exchange.token = REQUEST.set(exchange)
+    return exchange
+
+
 async def test_waiters_of_a_request_share_one_receive() -> None:
     with Client() as client:
-        inbox = DisconnectWatcher(client.receive)
+        exchange = exchange_of(client)
         pool = things(1)
         async with pool, held(pool), anyio.create_task_group() as group:
             for _ in range(2):
-                group.start_soon(inbox.wait_for, pool.lease(), current_task())
+                group.start_soon(exchange.enter, pool, {})
             await watched()
             assert (pool.waiting, client.receiving) == (2, 1)
             group.cancel_scope.cancel()
-        inbox.close()
+        exchange.close()
         await settled()
 
 
@@ -520,13 +532,12 @@ async def test_watching_goes_on_after_another_wait_has_ended() -> None:
     first, pool = things(1, name="first"), things(1)
     ended: list[str] = []
     with Client(part()) as client:
-        inbox = DisconnectWatcher(client.receive)
+        exchange = exchange_of(client)
 
         async def wait(pool: ConnectionPool[Thing]) -> None:
             try:
-                lease = pool.lease()
-                await inbox.wait_for(lease, current_task())
-                lease.release_nowait()
+                await exchange.enter(pool, {})
+                exchange.leave(pool)
             except ClientGone:
                 ended.append("gone")
             else:
