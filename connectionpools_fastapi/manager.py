@@ -2,11 +2,29 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic
+from typing import Any, Generic, TypeVar
 
 from ._core.slot import T, Verdict
 from ._runtime.hooks import EXAMPLES, FOR_PREPARE
 from ._runtime.loan import Loan
+
+Change = TypeVar("Change", bound=Callable[..., Awaitable[None]])
+
+
+def needs_no_task(change: Change) -> Change:
+    """Mark an `async def change` that the pool may run without a task of its own, which takes less time.
+
+    It must await nothing but futures of asyncio, as most drivers do, and not ask for its task, as
+    `asyncio.timeout` does. On trio the mark means nothing.
+
+    Args:
+        change: The method of a manager, or the hook.
+
+    Returns:
+        The same.
+    """
+    change.needs_no_task = True  # type: ignore[attr-defined]
+    return change
 
 
 class ResourceManager(ABC, Generic[T]):

@@ -268,6 +268,9 @@ class Executor(Generic[T]):
 
     def _start_change(self, slot: Slot[T]) -> None:
         job: Job = self._change
+        if self._hooks.steps_change and self.is_here():
+            self._meanwhile(partial(self._hooks.step_change, slot.resource, partial(self._end_change, slot)))
+            return
         if self._hooks.changes_in_loop() and self.is_here():
             try:
                 rest = self._hooks.begin_change(slot.resource)
@@ -278,8 +281,6 @@ class Executor(Generic[T]):
                 return
             if rest is None:
                 self._meanwhile(partial(self._decide, self._changed(slot)))
-                return
-            if self._hooks.await_future(rest, partial(self._end_change, slot)):
                 return
             job = partial(self._finish_change, rest)
         self._start(CHANGE, slot, job)
@@ -343,11 +344,11 @@ class Executor(Generic[T]):
     def _finish_change(self, rest: Awaitable[object], _: Slot[T]) -> Awaitable[object]:
         return self._hooks.finish_change(rest)
 
-    def _end_change(self, slot: Slot[T], error: BaseException | None) -> None:
+    def _end_change(self, slot: Slot[T], error: BaseException | None, is_cut_off: bool) -> None:  # noqa: FBT001 - as it is called
         if error is None:
             self._decide(self._changed(slot))
         else:
-            self._report(CHANGE, slot, error)
+            self._report(CHANGE, slot, self._hooks.too_long("change") if is_cut_off else error)
 
     def _clean(self, slot: Slot[T]) -> Awaitable[None]:
         return self._hooks.clean(slot.resource)

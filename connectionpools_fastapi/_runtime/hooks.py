@@ -22,6 +22,7 @@ from .hook_context import HOOK_CONTEXT
 from .loan import Loan
 from .loop import Loop, TimedBlock, TimeLimit
 from .on_asyncio import PrivateLoop
+from .stepper import Stepper
 from .storm import Failures
 from .time_limit import AsyncioTimeLimit
 
@@ -113,6 +114,7 @@ class Hooks(Generic[T]):
         # Calls of `create` that the loop waits for; True for a call that runs on a thread.
         self._creations: dict[TimedBlock, bool] = {}
         self._wants_none = False  # whether the pool closes, so that a new resource would have no user
+        self.steps_change = False  # whether `change` runs without a task, in the loop of the pool
         # Whether resources belong to the loop: a hook is async, or what a `def` hook returned was awaited.
         self.are_async: bool = bool(self._async)
 
@@ -158,6 +160,8 @@ class Hooks(Generic[T]):
         """Prepare for the loop in which the pool is being opened."""
         self._loop = self.failures.loop = loop
         self._time_limit = loop.time_limit(self._policy.hook_timeout)
+        needs_no_task = getattr(self._hooks["change"], "needs_no_task", False)
+        self.steps_change = needs_no_task and isinstance(self._time_limit, AsyncioTimeLimit)
         self._thread_limiter = None  # belongs to a loop
         self._creations.clear()
         self._wants_none = False
@@ -238,32 +242,15 @@ class Hooks(Generic[T]):
             Exception: What the hook raises.
         """
         result = HOOK_CONTEXT.copy().run(self._hook("change"), resource)  # as in a task of the pool's own
-        # `inspect.isawaitable` takes a microsecond.
-        return result if isinstance(result, asyncio.Future) or inspect.isawaitable(result) else None
+        return result if inspect.isawaitable(result) else None
 
     def finish_change(self, rest: Awaitable[object]) -> Awaitable[object]:
         """Await the rest of a `change`; raises what it raises."""
         return self._call("change", lambda: rest)
 
-    def await_future(self, rest: Awaitable[object], on_end: Callable[[BaseException | None], None]) -> bool:
-        """Call `on_end` when the rest of a `change` is over, if that is a future, which needs no task to be awaited."""
-        limit = self._time_limit
-        if (
-            not isinstance(rest, asyncio.Future)
-            or not isinstance(limit, AsyncioTimeLimit)
-            or rest.get_loop() is not limit.loop
-            or not self.are_async
-        ):
-            return False
-
-        def end(future: asyncio.Future[Any], *, is_cut_off: bool) -> None:
-            if is_cut_off:
-                on_end(self._too_long("change"))
-            else:
-                on_end(asyncio.CancelledError() if future.cancelled() else future.exception())
-
-        limit.watch(rest, end)
-        return True
+    def step_change(self, resource: T, on_end: Callable[[BaseException | None, bool], None]) -> None:
+        """Run a `change` that needs no task; `on_end` gets its error, and whether it has taken too long."""
+        Stepper(self._hook("change")(resource), self._time_limit, on_end)  # type: ignore[arg-type] # see `enter_loop`
 
     def refuse_prepare(self) -> str | None:
         """Say why a request may not prepare what it leases; None if it may."""
@@ -341,10 +328,10 @@ class Hooks(Generic[T]):
             return await self._run(name, hook, block)
         if name == "create" and self._wants_none:
             raise own(HookTimeout("create was given up, since the pool closes"))
-        raise self._too_long(name)
+        raise self.too_long(name)
 
-    def _too_long(self, name: str) -> HookTimeout:
-        # The log line names the pool.
+    def too_long(self, name: str) -> HookTimeout:
+        """Say that a hook has taken too long; the log line names the pool."""
         return own(HookTimeout(f"{name} took longer than hook_timeout={self._policy.hook_timeout:g} s"))
 
     async def _wait_for(

@@ -11,10 +11,3 @@ cdef class _Block:
     cdef public int _cancelled_before
     cdef public bint _is_cut_off
     cdef public double due
-
-
-cdef class _Watched:
-    cdef public AsyncioTimeLimit _limit
-    cdef public object _future, _on_end
-    cdef public bint _is_cut_off
-    cdef public double due

@@ -3,12 +3,10 @@
 import asyncio
 import contextvars
 from collections import OrderedDict
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from .caller import current_task
-from .hook_context import HOOK_CONTEXT
 
 
 class AsyncioTimeLimit:
@@ -21,16 +19,12 @@ class AsyncioTimeLimit:
         self.loop = loop
         self.seconds = seconds
         # Blocks under way, in the order of their start. An OrderedDict, since the first key of a dict is slow to find.
-        self.blocks: OrderedDict[_Block | _Watched, None] = OrderedDict()
+        self.blocks: OrderedDict[Any, None] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
 
     def __call__(self) -> "_Block":
         """Return a block to enter at once."""
         return _Block(self)
-
-    def watch(self, future: asyncio.Future[Any], on_end: Callable[..., None]) -> None:
-        """Call `on_end(future, is_cut_off=...)` when a future is done, or was cancelled since it took too long."""
-        _Watched(self, future, on_end)
 
     def set_timer(self) -> None:
         """Set the timer for the first block, unless it is set."""
@@ -83,29 +77,3 @@ class _Block:
             return False
         is_only_ours = self._task.uncancel() <= self._cancelled_before
         return isinstance(error, TimeoutError) or (is_only_ours and isinstance(error, asyncio.CancelledError))
-
-
-class _Watched:
-    """A future with a time limit, which no task awaits."""
-
-    __slots__ = ("_future", "_is_cut_off", "_limit", "_on_end", "due")
-
-    def __init__(self, limit: AsyncioTimeLimit, future: asyncio.Future[Any], on_end: Callable[..., None]) -> None:
-        self._limit = limit
-        self._future = future
-        self._on_end = on_end
-        self._is_cut_off = False
-        self.due = limit.loop.time() + limit.seconds
-        limit.blocks[self] = None
-        limit.set_timer()
-        future.add_done_callback(self._end, context=HOOK_CONTEXT.copy())
-
-    def cancel(self) -> None:
-        """Cut it off."""
-        self._is_cut_off = True
-        self._future.cancel()
-
-    def _end(self, future: asyncio.Future[Any]) -> None:
-        self._limit.blocks.pop(self, None)
-        # If the result came first, it counts.
-        self._on_end(future, is_cut_off=self._is_cut_off and (future.cancelled() or future.exception() is not None))

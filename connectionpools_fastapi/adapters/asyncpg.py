@@ -11,9 +11,8 @@ from weakref import WeakSet
 
 from connectionpools_fastapi import Loan, Verdict
 from connectionpools_fastapi.errors import PoolConfigError, PoolError, own
-from connectionpools_fastapi.manager import ResourceManager
+from connectionpools_fastapi.manager import ResourceManager, needs_no_task
 
-from ._driven import Driven
 from ._options import Reset, check_reset, current, refuse_prepare
 from ._postgres import (
     BACKEND_PID,
@@ -236,20 +235,17 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
             return True
         return has_news(connection._transport.get_extra_info("socket").fileno())
 
-    def change(self, resource: asyncpg.Connection) -> Awaitable[None]:
-        """Reset a connection, as the class describes; begins at once.
+    @needs_no_task
+    async def change(self, resource: asyncpg.Connection) -> None:
+        """Reset a connection, as the class describes.
 
         Args:
             resource: The connection.
 
-        Returns:
-            A future, to be awaited. It raises PoolError if the connection cannot be reset, and asyncpg's own error
-            if it is lost meanwhile.
+        Raises:
+            PoolError: If it cannot be reset.
         """
-        connection: Any = resource
-        # A query that was cancelled is waited for with a time limit, which needs a task; all else awaits futures only.
-        run = asyncio.create_task if connection._protocol._is_cancelling() else Driven
-        return run(self._change(connection, resets_session=self._resets_session))
+        await self._change(resource, resets_session=self._resets_session)
 
     async def change_and_tell(self, resource: asyncpg.Connection) -> list[str]:
         """Do what `change` does, and tell what state of the session it had to undo; for the guard of tests.
@@ -269,7 +265,7 @@ class AsyncpgManager(ResourceManager[asyncpg.Connection]):
         lent = connection.take_back()
         protocol = connection._protocol
         if protocol._is_cancelling():
-            await _query_to_end(protocol)
+            await asyncio.create_task(_query_to_end(protocol))  # a time limit needs a task
         _check_reusable(connection, lent)
         # If a query is sent anyway, sending it is the cheapest way to learn whether another one runs.
         if not resets_session and await _is_busy(connection):
