@@ -215,12 +215,12 @@ class Executor(Generic[T]):
             else:
                 self._run_effect(action, subject)
 
-    def _meanwhile(self, decide: Callable[[], object]) -> None:
+    def _meanwhile(self, decide: Callable[[], R]) -> R:
         """Decide something while running an effect; the outer call then runs the new effects, so calls do not nest."""
         me = get_ident()
         self._carriers.add(me)
         try:
-            decide()
+            return decide()
         finally:
             self._carriers.discard(me)
 
@@ -269,8 +269,9 @@ class Executor(Generic[T]):
     def _start_change(self, slot: Slot[T]) -> None:
         job: Job = self._change
         if self._hooks.steps_change and self.is_here():
-            self._meanwhile(partial(self._hooks.step_change, slot.resource, partial(self._end_change, slot)))
-            return
+            step = partial(self._hooks.step_change, slot.resource, partial(self._end_change, slot))
+            if self._meanwhile(step):
+                return
         if self._hooks.changes_in_loop() and self.is_here():
             try:
                 rest = self._hooks.begin_change(slot.resource)

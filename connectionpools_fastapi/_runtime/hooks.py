@@ -114,7 +114,7 @@ class Hooks(Generic[T]):
         # Calls of `create` that the loop waits for; True for a call that runs on a thread.
         self._creations: dict[TimedBlock, bool] = {}
         self._wants_none = False  # whether the pool closes, so that a new resource would have no user
-        self.steps_change = False  # whether `change` runs without a task, in the loop of the pool
+        self.steps_change = False  # whether `change` may run without a task, in the loop of the pool
         # Whether resources belong to the loop: a hook is async, or what a `def` hook returned was awaited.
         self.are_async: bool = bool(self._async)
 
@@ -160,8 +160,7 @@ class Hooks(Generic[T]):
         """Prepare for the loop in which the pool is being opened."""
         self._loop = self.failures.loop = loop
         self._time_limit = loop.time_limit(self._policy.hook_timeout)
-        needs_no_task = getattr(self._hooks["change"], "needs_no_task", False)
-        self.steps_change = needs_no_task and isinstance(self._time_limit, AsyncioTimeLimit)
+        self.steps_change = _needs_no_task(self._hooks["change"]) and isinstance(self._time_limit, AsyncioTimeLimit)
         self._thread_limiter = None  # belongs to a loop
         self._creations.clear()
         self._wants_none = False
@@ -248,9 +247,13 @@ class Hooks(Generic[T]):
         """Await the rest of a `change`; raises what it raises."""
         return self._call("change", lambda: rest)
 
-    def step_change(self, resource: T, on_end: Callable[[BaseException | None, bool], None]) -> None:
-        """Run a `change` that needs no task; `on_end` gets its error, and whether it has taken too long."""
-        Stepper(self._hook("change")(resource), self._time_limit, on_end)  # type: ignore[arg-type] # see `enter_loop`
+    def step_change(self, resource: T, on_end: Callable[[BaseException | None, bool], None]) -> bool:
+        """Run a `change` without a task; `on_end` gets its error, and whether it has taken too long. False if not."""
+        hook = self._hook("change")
+        if not _needs_no_task(hook):  # tests may have put another one in its place
+            return False
+        Stepper(hook(resource), self._time_limit, on_end)  # type: ignore[arg-type] # see `enter_loop`
+        return True
 
     def refuse_prepare(self) -> str | None:
         """Say why a request may not prepare what it leases; None if it may."""
@@ -427,6 +430,10 @@ class _Delivery(Generic[T]):
             _dispose(resource)
         elif resource is not None:
             self._on_late(resource)
+
+
+def _needs_no_task(change: object) -> bool:
+    return getattr(change, "needs_no_task", False)
 
 
 def _dispose(awaitable: Awaitable[Any]) -> None:

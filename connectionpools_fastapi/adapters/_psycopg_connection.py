@@ -86,7 +86,8 @@ class Connection(Leasable, AsyncConnection[Any]):
         if self._is_tended:
             if not args:  # by default psycopg would poll without a pause
                 options.setdefault("interval", LOOK_EVERY)
-            return wait_async(gen, self.pgconn.socket, *args, **options)
+            # In a task, which `change` does without: psycopg sets a time limit for each wait.
+            return asyncio.create_task(wait_async(gen, self.pgconn.socket, *args, **options))
         return super().wait(gen, *args, **options)
 
     async def _wait_at_less_cost(self, gen: Any) -> Any:
@@ -111,9 +112,11 @@ class Connection(Leasable, AsyncConnection[Any]):
             # psycopg counts such calls, and lets other tasks run after some.
             return await self._wait_as_psycopg(_Begun(gen, end))
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
+            if self._is_tended:
+                return await self._wait_as_psycopg(_Begun(gen, error))
             # Scopes of anyio cancel a task until it has ended, and a second time makes psycopg close the connection,
             # and write a warning: any client that leaves a stream could fill the log.
-            with anyio.move_on_after(CLOSE_WITHIN, shield=not self._is_tended):
+            with anyio.move_on_after(CLOSE_WITHIN, shield=True):
                 return await self._wait_as_psycopg(_Begun(gen, error))
             raise
         return await self._wait_as_psycopg(_Begun(gen))

@@ -95,6 +95,10 @@ class PooledConnection(AsyncConnection):
     async def restore(self) -> None:
         """Undo what SQLAlchemy has set for a lease on shared objects: in SQLite, an isolation level."""
         finalizers = self._fairy._connection_record.finalize_callback
+        if finalizers:  # few leases set such; the drivers may need a task
+            await asyncio.create_task(self._run(finalizers))
+
+    async def _run(self, finalizers: Any) -> None:
         while finalizers:
             await greenlet_spawn(finalizers.pop(), self._adapter)
 

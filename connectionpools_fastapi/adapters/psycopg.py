@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from connectionpools_fastapi import ResourceManager
+from connectionpools_fastapi.manager import needs_no_task
 
 from ._options import Reset, current
 from ._postgres import LOOK_WITHIN, ROUNDS, shares_sessions
@@ -181,6 +182,7 @@ class PsycopgManager(BasePsycopgManager[AsyncConnection[Any]]):
         works: bool = await resource.tend(resource.run(self._refusals.check(resource)))
         return works
 
+    @needs_no_task
     async def change(self, resource: AsyncConnection[Any]) -> None:
         """Reset a connection, as the class describes.
 

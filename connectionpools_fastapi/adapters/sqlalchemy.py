@@ -1,5 +1,6 @@
 """Managers and sessions for SQLAlchemy, sync and async; needs the extra `sqlalchemy`."""
 
+import asyncio
 import importlib
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
@@ -7,7 +8,7 @@ from typing import Any, cast
 from connectionpools_fastapi import Loan, Verdict
 
 from ..errors import PoolConfigError, PoolError, own
-from ..manager import ResourceManager, telling
+from ..manager import ResourceManager, needs_no_task, telling
 from ._options import Reset, awaited, check_reset, current, refuse_prepare
 
 try:
@@ -209,6 +210,7 @@ class SqlalchemyManager(ResourceManager[AsyncConnection]):
         connection.fail()
         return self._driver.broken(connection.driven, found) if isinstance(found, Exception) else None
 
+    @needs_no_task
     async def change(self, resource: AsyncConnection) -> None:
         """Reset a connection, as the class describes.
 
@@ -219,7 +221,9 @@ class SqlalchemyManager(ResourceManager[AsyncConnection]):
             PoolError: If it cannot be reset.
             Exception: The error of the driver's manager, with the same meaning.
         """
-        await self._end_lease(resource, self._driver.change)
+        change = self._driver.change
+        work = self._end_lease(resource, change)
+        await (work if getattr(change, "needs_no_task", False) else asyncio.create_task(work))
 
     async def change_and_tell(self, resource: AsyncConnection) -> list[str]:
         """Do what `change` does, and tell what state the driver's manager had to undo; for the guard of tests.
