@@ -14,10 +14,10 @@ from .terms import NORMAL
 class Client(Protocol):
     """The client that a waiter waits for; it may go away meanwhile."""
 
-    def watch(self, waiter: Any, leave: Callable[[Exception], None]) -> None:
+    def watch(self, waiter: Any, leave: Callable[[Exception], None], /) -> None:
         """Call `leave` if the client goes away while the waiter waits, or uses what it got; from the waiter's loop."""
 
-    def unwatch(self, waiter: Any) -> None:
+    def unwatch(self, waiter: Any, /) -> None:
         """Note that a waiter, watched or not, waits no more; from its loop."""
 
     def check(self) -> None:
