@@ -17,7 +17,7 @@ class Stepper:
     Nothing in the coroutine may ask for its task, as `asyncio.timeout` does. A task of its own costs more.
     """
 
-    __slots__ = ("_awaited", "_context", "_coroutine", "_is_cut_off", "_limit", "_on_end", "due")
+    __slots__ = ("_awaited", "_context", "_coroutine", "_is_cut_off", "_limit", "_must_cancel", "_on_end", "due")
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Stepper:
         self._on_end = on_end
         self._awaited: asyncio.Future[Any] | None = None
         self._is_cut_off = False
+        self._must_cancel = False  # whether it was cut off when its future was done, and its next step had not come yet
         self._context = HOOK_CONTEXT.copy()  # as in a task of the pool's own
         self.due = limit.loop.time() + limit.seconds
         limit.blocks[self] = None
@@ -47,12 +48,16 @@ class Stepper:
         """Cut it off."""
         self._is_cut_off = True
         assert self._awaited is not None  # noqa: S101 - the loop calls this, while the coroutine waits
-        self._awaited.cancel()
+        self._must_cancel = not self._awaited.cancel()
 
     def _step(self, _: object = None) -> None:
         try:
-            awaited = self._coroutine.send(None)
-            if not isinstance(awaited, asyncio.Future):
+            if self._must_cancel:
+                self._must_cancel = False
+                awaited = self._coroutine.throw(asyncio.CancelledError())
+            else:
+                awaited = self._coroutine.send(None)
+            while not isinstance(awaited, asyncio.Future):
                 awaited = self._coroutine.throw(own(PoolConfigError(NO_FUTURE)))
         except StopIteration:
             self._end(None)

@@ -9,6 +9,8 @@ import anyio.lowlevel
 import pytest
 
 from connectionpools_fastapi import ConnectionPool
+from connectionpools_fastapi._runtime.stepper import Stepper
+from connectionpools_fastapi._runtime.time_limit import AsyncioTimeLimit
 from connectionpools_fastapi.manager import needs_no_task
 from tests.support import Backend, Resource, assert_nothing_is_lost, loop_time, settled
 
@@ -162,6 +164,24 @@ async def test_change_that_is_cut_off_may_tidy_up(caplog: pytest.LogCaptureFixtu
 
 
 @in_asyncio
+async def test_cut_off_between_two_futures_is_not_lost() -> None:
+    """The first is done, and the coroutine has not gone on yet."""
+    loop = asyncio.get_running_loop()
+    first, second = loop.create_future(), loop.create_future()
+    ended: list[tuple[BaseException | None, bool]] = []
+
+    async def work() -> None:
+        await first
+        await second
+
+    stepper = Stepper(work(), AsyncioTimeLimit(loop, 5), lambda error, is_cut_off: ended.append((error, is_cut_off)))
+    first.set_result(None)
+    stepper.cancel()
+    await settled()
+    assert [(type(error), is_cut_off) for error, is_cut_off in ended] == [(asyncio.CancelledError, True)]
+
+
+@in_asyncio
 async def test_close_waits_for_change() -> None:
     backend = Backend()
     gated = Gated(backend)
@@ -217,7 +237,10 @@ async def test_change_with_a_task_of_its_own_is_awaited() -> None:
 async def test_mark_on_a_change_that_needs_a_task_is_told(caplog: pytest.LogCaptureFixture) -> None:
     @needs_no_task
     async def change(_: Resource) -> None:
-        await asyncio.sleep(0)
+        try:
+            await asyncio.sleep(0)
+        finally:
+            await asyncio.sleep(0)
 
     backend = Backend()
     gated = Gated(backend, change=change)
